@@ -1,0 +1,47 @@
+"""How one assignment counts in its deployment's tally, and how a tally changes with a row.
+
+Counters change by a row's old → new transition and by nothing else (R14), so that duplicates, reordering and late
+reports change nothing they should not. It judges nothing (`policy.py` does).
+"""
+
+from dataclasses import astuple
+from typing import Final
+
+from cloud_stub.core.rows import AssignmentRow, AssignmentState, Tally
+
+_S = AssignmentState
+VERDICTS: Final = frozenset({_S.SUCCEEDED, _S.FAILED})
+OPEN: Final = frozenset({_S.PENDING, _S.WORKING})
+OUTSIDE: Final = frozenset({_S.INCOMPATIBLE, _S.UNPROTECTED, _S.DROPPED})  # in no denominator
+
+
+def counts_against(row: AssignmentRow) -> bool:
+    """Return whether a failure stands against the update in this row (R10, R15)."""
+    return row.counted and not row.suspended
+
+
+def contribution(row: AssignmentRow | None) -> Tally:
+    """Return what one row adds to a tally; no row adds nothing."""
+    if row is None:
+        return Tally()
+    return Tally(
+        pending=int(row.state is _S.PENDING),
+        working=int(row.state is _S.WORKING),
+        succeeded=int(row.state is _S.SUCCEEDED),
+        already_there=int(row.state is _S.SUCCEEDED and row.already_there),
+        failed=int(row.state is _S.FAILED),
+        counted=int(counts_against(row)),
+        canceled=int(row.state is _S.CANCELED),
+        incompatible=int(row.state is _S.INCOMPATIBLE),
+        unprotected=int(row.state is _S.UNPROTECTED),
+        dropped=int(row.state is _S.DROPPED),
+        moved_on=int(row.moved_on and row.state in VERDICTS),
+    )
+
+
+def changed(tally: Tally, old: AssignmentRow | None, new: AssignmentRow) -> Tally:
+    """Return the tally after one row went from `old` to `new`."""
+    minus, plus = astuple(contribution(old)), astuple(contribution(new))
+    return Tally(
+        *(now - before + after for now, before, after in zip(astuple(tally), minus, plus, strict=True))
+    )

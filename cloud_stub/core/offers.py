@@ -1,0 +1,138 @@
+"""What a device is to be told now: the order, and the assignment behind it.
+
+It raises no epoch and sends nothing: the orchestrator asks it for every device whose order is stale. The answer
+depends on the rows alone, so asking twice changes nothing. Source: DESIGN.md section 3, RULES.md R17, R19, R20, R22.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from cloud_stub.core.counting import OPEN, VERDICTS
+from cloud_stub.core.places import Catalog, first_that_fits, is_at, why_unprotected
+from cloud_stub.core.rows import AssignmentRow, AssignmentState, DeploymentRow, DeviceRow, UpdateRow
+
+_S = AssignmentState
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A device's desired state, before it has an epoch."""
+
+    action: Literal["install", "hold"]
+    why: str
+    deployment: str | None = None
+    attempt: int | None = None
+    update: str | None = None
+    sha256: str | None = None
+    downgrade: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """An order, and the assignment as it stands when the order is given."""
+
+    order: Order
+    assignment: AssignmentRow | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What an offer to one device is made from."""
+
+    active: DeploymentRow | None  # of the device's group
+    mine: AssignmentRow | None  # the device's row in it
+    last: AssignmentRow | None  # the row behind the device's last order, if it is another one
+    catalog: Catalog
+    restored: bool  # the store is an old backup, and nobody has said to go on (R2)
+    now_ms: int
+
+
+def offer(device: DeviceRow, situation: Situation) -> Offer:
+    """Return what the device is to be told."""
+    held = _why_held(device, situation)
+    if held or situation.active is None:
+        return Offer(_hold(held or "its group has no active deployment", situation.mine or situation.last))
+    active = situation.active
+    update = first_that_fits(active.updates, situation.catalog, device.properties)
+    row = situation.mine or AssignmentRow(active.id, device.id, _S.DROPPED, device.class_key or "", attempt=0)
+    row = replace(
+        row, class_key=device.class_key or row.class_key, moved_on=False, updated_ms=situation.now_ms
+    )
+    if update is None:
+        return _outside(row, _S.INCOMPATIBLE, "no update of the deployment fits its class", situation)
+    if active.policy:
+        floor = device.floor
+        why = why_unprotected(active.policy.rollback_to, situation.catalog, update, device.properties, floor)
+        if why and row.state not in VERDICTS:
+            return _outside(row, _S.UNPROTECTED, why, situation)
+    if update.withdrawn_ms is not None and not _was_deployed_withdrawn(active, update):
+        return Offer(_hold(f"{update.update} was withdrawn", row), situation.mine)
+    return _offered(device, row, update, active, situation)
+
+
+def _offered(
+    device: DeviceRow, row: AssignmentRow, update: UpdateRow, active: DeploymentRow, situation: Situation
+) -> Offer:
+    now_ms = situation.now_ms
+    same_target = row.sha256 == update.sha256
+    if row.state is _S.FAILED and same_target:
+        return Offer(_hold("its attempt failed; a retry would offer it again", None), row)
+    if row.state is _S.CANCELED and same_target:
+        return Offer(_hold("its attempt was canceled", None), row)
+    came_back = situation.mine is not None and situation.mine.moved_on
+    settled_elsewhere = (
+        row.state is _S.SUCCEEDED and same_target and came_back and not is_at(device, update.sha256)
+    )
+    fresh = not same_target or row.state not in (*OPEN, _S.SUCCEEDED) or settled_elsewhere
+    if fresh:
+        row = replace(
+            AssignmentRow(active.id, device.id, _S.PENDING, row.class_key),
+            update=update.update,
+            sha256=update.sha256,
+            attempt=row.attempt + 1,
+            counted=row.counted and same_target,
+            suspended=row.suspended and same_target,
+            retries_used=row.retries_used,
+            updated_ms=now_ms,
+        )
+        if is_at(device, update.sha256):
+            row = replace(row, state=_S.SUCCEEDED, already_there=True, counted=False, suspended=False)
+    order = Order(
+        "install",
+        f"deployment {active.id} offers {update.update}",
+        active.id,
+        row.attempt,
+        update.update,
+        update.sha256,
+        active.allow_downgrade,
+    )
+    return Offer(order, row)
+
+
+def _outside(row: AssignmentRow, state: AssignmentState, why: str, situation: Situation) -> Offer:
+    outside = replace(row, state=state, detail=why, attempt=max(row.attempt, 1))
+    return Offer(_hold(why, situation.last), outside)
+
+
+def _hold(why: str, row: AssignmentRow | None) -> Order:
+    """Return a hold; it names the attempt that it cancels, if one is open."""
+    if row is not None and row.state in OPEN and row.attempt > 0:
+        return Order("hold", why, row.deployment, row.attempt)
+    return Order("hold", why)
+
+
+def _why_held(device: DeviceRow, situation: Situation) -> str:
+    if device.cloned:
+        return "two devices use its identity in turn (cloned)"
+    if situation.restored:
+        return "the cloud's data was restored from an old backup; `lastgood cloud resume` goes on"
+    if device.class_key is None:
+        return "it has not reported its properties yet"
+    return ""
+
+
+def _was_deployed_withdrawn(active: DeploymentRow, update: UpdateRow) -> bool:
+    """Return whether an operator deployed it by an explicit word after it was withdrawn; a trip has no such word."""
+    return (
+        active.cause is None and update.withdrawn_ms is not None and active.created_ms > update.withdrawn_ms
+    )

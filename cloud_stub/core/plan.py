@@ -1,0 +1,217 @@
+"""What a deployment would do, answered before anything is sent; what is then created is the plan that was shown.
+
+It changes nothing. A draft that cannot be carried out is refused here with the same words as at its creation, since
+the creation calls the same function. Source: DESIGN.md section 3 (`plan`), RULES.md R20 to R23.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+
+from cloud_stub.core import policy as policies
+from cloud_stub.core.commands import DeploymentDraft
+from cloud_stub.core.places import Catalog, first_that_fits, why_unprotected
+from cloud_stub.core.rows import DeploymentRow, GroupCount, Policy, UpdateRef, UpdateRow
+from protocol.errors import OperatorError
+from protocol.identity import Version, check_group
+from protocol.strict_json import dump
+
+RETRIES_MAX = 10  # automatic attempts of one device: more only hides a broken update
+TIMEOUT_MS_MIN = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class ClassPlan:
+    """What would happen to the members of one device class."""
+
+    class_key: str
+    members: int
+    update: str | None  # the update of the offer that fits, or None
+    already_there: int
+    back_to: str | None  # the update its policy would take it back to
+    why_not: str  # why nothing is offered to it, or empty
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The whole answer of a dry run."""
+
+    group: str
+    updates: tuple[UpdateRef, ...]
+    policy: Policy | None
+    classes: tuple[ClassPlan, ...]
+    members: int  # all, those without a class included
+    unknown_class: int  # members that have not reported yet: judged when they do
+    supersedes: str | None  # the deployment it would replace at its start
+    policy_sentence: str
+    warnings: tuple[str, ...]
+    digest: str  # of all that decides what would happen: creation refuses another one
+
+    @property
+    def to_update(self) -> int:
+        """Members that would install something."""
+        return sum(row.members - row.already_there for row in self.classes if row.update and not row.why_not)
+
+    @property
+    def already_there(self) -> int:
+        """Members that run it already."""
+        return sum(row.already_there for row in self.classes if row.update and not row.why_not)
+
+    @property
+    def incompatible(self) -> int:
+        """Members that no update of the offer fits."""
+        return sum(row.members for row in self.classes if not row.update)
+
+    @property
+    def failures_needed(self) -> int | None:
+        """How many failures would trip the policy, with the members of this moment."""
+        return (
+            policies.failures_needed(self.policy, self.to_update + self.already_there)
+            if self.policy
+            else None
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What a plan is made from."""
+
+    find: Callable[[str], UpdateRow | None]  # an update by name
+    classes: Sequence[GroupCount]
+    members: int
+    running: Mapping[tuple[str, str], int]  # how many members of (class key) run (sha256)
+    active: DeploymentRow | None
+    named_by_policies: Sequence[str] = ()
+
+
+def plan(draft: DeploymentDraft, situation: Situation) -> Plan:
+    """Return what the draft would do.
+
+    Raises:
+        OperatorError: it cannot be carried out; the sentence says what is missing, and the numbers.
+    """
+    check_group(draft.group)
+    _check_numbers(draft)
+    updates = [_known(name, situation.find, "update") for name in draft.updates]
+    if not updates:
+        raise OperatorError("The deployment names no update; give at least one.")
+    for update in updates:
+        if update.withdrawn_ms is not None and not draft.allow_withdrawn:
+            raise OperatorError(
+                f"{update.update} was withdrawn ({update.withdrawn_why}); deploying it again needs --allow-withdrawn."
+            )
+    policy, back = _policy_of(draft, updates, situation)
+    catalog = {row.sha256: row for row in (*updates, *back)}
+    rows = tuple(
+        _class_plan(group_class, updates, policy, catalog, situation.running)
+        for group_class in situation.classes
+    )
+    known = sum(group_class.members for group_class in situation.classes)
+    result = Plan(
+        group=draft.group,
+        updates=tuple(update.ref for update in updates),
+        policy=policy,
+        classes=rows,
+        members=situation.members,
+        unknown_class=situation.members - known,
+        supersedes=situation.active.id if situation.active else None,
+        policy_sentence="",
+        warnings=tuple(_warnings(draft, updates, situation)),
+        digest="",
+    )
+    fitting = sum(row.members for row in rows if row.update and not row.why_not)
+    sentence = (
+        policies.arithmetic(policy, fitting)
+        if policy
+        else "No policy: a failing update stays until somebody acts."
+    )
+    return replace(result, policy_sentence=sentence, digest=_digest(draft, result))
+
+
+def _policy_of(
+    draft: DeploymentDraft, updates: Sequence[UpdateRow], situation: Situation
+) -> tuple[Policy | None, Sequence[UpdateRow]]:
+    if draft.policy is None:
+        return None, ()
+    back = [_known(name, situation.find, "rollback_to") for name in draft.policy.rollback_to]
+    return policies.checked(draft.policy, updates, back, situation.classes), back
+
+
+def _known(name: str, find: Callable[[str], UpdateRow | None], what: str) -> UpdateRow:
+    row = find(name)
+    if row is None:
+        raise OperatorError(f"{what} {name} is not imported; see `lastgood update list`, or import it first.")
+    return row
+
+
+def _class_plan(
+    group_class: GroupCount,
+    updates: Sequence[UpdateRow],
+    policy: Policy | None,
+    catalog: Catalog,
+    running: Mapping[tuple[str, str], int],
+) -> ClassPlan:
+    update = first_that_fits([row.ref for row in updates], catalog, group_class.properties)
+    if update is None:
+        return ClassPlan(
+            group_class.class_key, group_class.members, None, 0, None, _why_unfit(updates, group_class)
+        )
+    back, why = None, ""
+    if policy:
+        target = first_that_fits(policy.rollback_to, catalog, group_class.properties)
+        back = target.update if target else None
+        why = why_unprotected(
+            policy.rollback_to, catalog, update, group_class.properties, group_class.floor_max
+        )
+    there = running.get((group_class.class_key, update.sha256), 0)
+    return ClassPlan(group_class.class_key, group_class.members, update.update, there, back, why)
+
+
+def _why_unfit(updates: Sequence[UpdateRow], group_class: GroupCount) -> str:
+    wanted = " or ".join(
+        " and ".join(f"{key}={value}" for key, value in sorted(properties.items()))
+        for update in updates
+        for properties in update.compatibility
+    )
+    return f"it asks for {wanted}; the class is {group_class.class_key}"
+
+
+def _warnings(draft: DeploymentDraft, updates: Sequence[UpdateRow], situation: Situation) -> list[str]:
+    found = []
+    if situation.active and not draft.start_at_ms:
+        found.append(f"Deployment {situation.active.id} is active in the group and will be superseded.")
+    if not draft.allow_downgrade and situation.active:
+        before = {name.update.rpartition(":")[0]: name.update for name in situation.active.updates}
+        for update in updates:
+            name, _, version = update.update.rpartition(":")
+            old = before.get(name)
+            if old and Version.parse(version) < Version.parse(old.rpartition(":")[2]):
+                found.append(
+                    f"{update.update} is older than {old}: devices refuse it without --allow-downgrade."
+                )
+    return found
+
+
+def _check_numbers(draft: DeploymentDraft) -> None:
+    if not 0 <= draft.retries <= RETRIES_MAX:
+        raise OperatorError(f"retries is {draft.retries}; it must be from 0 to {RETRIES_MAX}.")
+    for name in ("device_timeout_ms", "attempt_timeout_ms", "retry_delay_ms"):
+        if getattr(draft, name) < TIMEOUT_MS_MIN:
+            raise OperatorError(f"{name} is {getattr(draft, name)}; it must be at least {TIMEOUT_MS_MIN} ms.")
+
+
+def _digest(draft: DeploymentDraft, result: Plan) -> str:
+    deciding = [
+        result.group,
+        [ref.sha256 for ref in result.updates],
+        [ref.sha256 for ref in result.policy.rollback_to] if result.policy else None,
+        [draft.policy.failed_percent, draft.policy.failed_count, draft.policy.match, draft.policy.percent_of]
+        if draft.policy
+        else None,
+        [[row.class_key, row.update, row.back_to, row.why_not] for row in result.classes],
+        result.supersedes,
+        draft.start_at_ms,
+        draft.allow_downgrade,
+        draft.retries,
+    ]
+    return sha256(dump(deciding)).hexdigest()[:16]

@@ -1,0 +1,209 @@
+"""The update service's conductor: a batch of inputs in, one durable transaction, messages to send out.
+
+It is synchronous, and holds no rules and no I/O of its own: `handle(inputs, now)` runs the pure core over the rows of
+one transaction, and returns what to publish once that is durable. A thread, or the virtual clock, only feeds it.
+It keeps the rule that the cloud acknowledges after its database has it, never before (DESIGN.md section 4).
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+
+from cloud_stub.core.chance import Chance
+from cloud_stub.core.commands import (
+    AddDevices,
+    CancelDeployment,
+    Command,
+    CreateDeployment,
+    ImportUpdate,
+    MoveDevice,
+    ResumeRestored,
+    RetryDeployment,
+    WithdrawUpdate,
+)
+from cloud_stub.orchestrator import catalog, deployments, enrolment, reports
+from cloud_stub.orchestrator.clock import Observed
+from cloud_stub.orchestrator.outbox import Outbox
+from cloud_stub.orchestrator.turn import Turn
+from cloud_stub.orchestrator.values import (
+    Asked,
+    Delivered,
+    Input,
+    Linked,
+    Now,
+    Publish,
+    Sent,
+    Settings,
+    Ticked,
+)
+from cloud_stub.ports import Store, Unit
+from protocol.errors import LastgoodError, MessageRefused, ServiceError
+from protocol.messages import Gone, Hello, Progress, State
+
+__all__ = [
+    "Asked",
+    "Delivered",
+    "Input",
+    "Linked",
+    "Now",
+    "Orchestrator",
+    "Publish",
+    "Sent",
+    "Settings",
+    "Ticked",
+]
+
+log = logging.getLogger(__name__)
+
+TICK_MS = 1_000  # how often time-outs, schedules and retries are looked at
+
+
+class Orchestrator:
+    """Feeds inputs through one transaction at a time. Not thread-safe: one feeder."""
+
+    def __init__(self, store: Store, outbox: Outbox, chance: Chance, settings: Settings) -> None:
+        self._store = store
+        self._outbox = outbox
+        self._chance = chance
+        self._settings = settings
+        self._observed = Observed(settings)
+        self._leaving: dict[
+            str, tuple[str, int]
+        ] = {}  # device → (connection, monotonic ms when it counts as offline)
+        self.refused: Counter[str] = Counter()
+        self.accounts_changed = False  # the set of device tokens differs from what the broker was told
+
+    def handle(self, inputs: Sequence[Input], now: Now) -> list[Publish]:
+        """Carry a batch of inputs through one durable transaction, and return what to publish.
+
+        A command's answer stands in its `Reply` afterwards. An input that is refused loses its own changes only.
+
+        Raises:
+            ServiceError: the database refused; nothing of the batch happened.
+        """
+        try:
+            with self._store.transaction() as unit:
+                turn = self._turn(unit, now)
+                for item in inputs:
+                    self._one(turn, item, now)
+                self._outbox.decide_and_send(turn)
+        except ServiceError as error:
+            for item in inputs:
+                if isinstance(item, Asked):
+                    item.reply.result, item.reply.error = None, error
+            raise
+        self.accounts_changed |= turn.accounts_changed
+        return turn.publishes
+
+    def due_ms(self, now: Now) -> int:
+        """Return the monotonic milliseconds at which `Ticked` wants to be handled."""
+        return now.mono_ms + TICK_MS
+
+    def _turn(self, unit: Unit, now: Now) -> Turn:
+        observed_ms = self._observed.at(unit, now)
+        return Turn(unit, now.wall_ms, observed_ms, self._chance, self._settings, deployments.trip)
+
+    def _one(self, turn: Turn, item: Input, now: Now) -> None:
+        """Handle one input; what it published and put is undone when it is refused."""
+        published = len(turn.publishes)
+        try:
+            with turn.unit.savepoint():
+                self._dispatch(turn, item, now)
+        except MessageRefused as error:
+            del turn.publishes[published:]
+            self._refuse(turn, item, error)
+        except ServiceError:
+            raise
+        except LastgoodError as error:
+            del turn.publishes[published:]
+            if isinstance(item, Asked):
+                item.reply.error = error
+        except Exception as error:  # one poisonous input must not take the batch of all others with it
+            del turn.publishes[published:]
+            log.exception("an input failed: %s", type(item).__name__)
+            if isinstance(item, Asked):
+                item.reply.error = LastgoodError(
+                    f"The cloud failed to do this; its log has the details ({error!r})."
+                )
+
+    def _dispatch(self, turn: Turn, item: Input, now: Now) -> None:
+        match item:
+            case Delivered():
+                self._delivered(turn, item, now)
+            case Asked():
+                item.reply.result = _carry_out(turn, item.command, item.who)
+            case Sent():
+                enrolment.sent(turn, item)
+            case Linked():
+                self._observed.linked(item.up, now)
+                if item.up:
+                    self._outbox.sync(turn)
+            case Ticked():
+                self._tick(turn, now)
+
+    def _delivered(self, turn: Turn, item: Delivered, now: Now) -> None:
+        said = reports.read(item.kind, item.payload)
+        if said.device != item.device:
+            raise MessageRefused(
+                "other_device", f"A message of {item.device} names the device {said.device!r}."
+            )
+        device = turn.unit.device(item.device)
+        if device is None:
+            raise MessageRefused(
+                "unknown_device", f"{item.device} is not known; add it with `lastgood device add`."
+            )
+        match said:
+            case Hello():
+                self._leaving.pop(device.id, None)
+                reports.hello(turn, self._outbox, device, said)
+            case State():
+                reports.state(turn, self._outbox, device, said)
+            case Progress():
+                reports.progress(turn, device, said)
+            case Gone():
+                if reports.is_current(device, said):
+                    self._leaving[device.id] = (
+                        said.connection,
+                        now.mono_ms + self._settings.offline_debounce_ms,
+                    )
+
+    def _tick(self, turn: Turn, now: Now) -> None:
+        self._observed.keep(turn.unit)
+        for device_id, (connection, due_ms) in list(self._leaving.items()):
+            if due_ms <= now.mono_ms:
+                del self._leaving[device_id]
+                device = turn.unit.device(device_id)
+                if device is not None:
+                    reports.offline(turn, device, connection)
+        deployments.start_due(turn)
+        deployments.retry_due(turn)
+        if self._observed.armed(now):
+            deployments.time_out_due(turn)
+
+    def _refuse(self, turn: Turn, item: Input, error: MessageRefused) -> None:
+        self.refused[error.reason] += 1
+        if isinstance(item, Delivered):
+            log.warning("refused a message on up/%s/%s: %s", item.device, item.kind, error)
+            device = turn.unit.device(item.device)
+            if device is not None and item.kind.value == "state":
+                reports.refused(turn, self._outbox, device, error)
+
+
+def _carry_out(turn: Turn, command: Command, who: str) -> object:
+    match command:
+        case AddDevices():
+            return enrolment.add(turn, command, who)
+        case MoveDevice():
+            return enrolment.move(turn, command.device, command.group, who)
+        case ImportUpdate():
+            return catalog.add(turn, command.manifest, who)
+        case WithdrawUpdate():
+            return catalog.withdraw(turn, command.update, command.why, who)
+        case CreateDeployment():
+            return deployments.create(turn, command.draft, command.plan_digest, who)
+        case CancelDeployment():
+            return deployments.cancel(turn, command.deployment, who)
+        case RetryDeployment():
+            return deployments.retry(turn, command.deployment, command.devices, who)
+        case ResumeRestored():
+            return enrolment.resume(turn, who)
