@@ -20,8 +20,12 @@ KEYS_MAX: Final = 4
 
 Token = Annotated[str, StringConstraints(min_length=8, max_length=256, pattern=r"^[\x21-\x7e]+$")]
 BrokerUrl = Annotated[str, StringConstraints(max_length=512, pattern=r"^mqtts?://[\x21-\x7e]+$")]
-Pem = Annotated[str, StringConstraints(max_length=4_096, pattern=r"^-----BEGIN PUBLIC KEY-----[\x0a\x0d\x20-\x7e]+$")]
-Prefix = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$")]
+Pem = Annotated[
+    str, StringConstraints(max_length=4_096, pattern=r"^-----BEGIN PUBLIC KEY-----[\x0a\x0d\x20-\x7e]+$")
+]
+Prefix = Annotated[
+    str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$")
+]
 
 
 class Join(BaseModel):
@@ -58,7 +62,9 @@ def decode_join(text: str) -> Join:
             "The text behind --join is damaged or cut short; copy the whole line from `lastgood device add` again."
         ) from error
     if fields.get("v") != 1:
-        raise OperatorError("The text behind --join is of another version of lastgood; update the agent, then join again.")
+        raise OperatorError(
+            "The text behind --join is of another version of lastgood; update the agent, then join again."
+        )
     try:
         return Join.model_validate(fields)
     except ValidationError as error:

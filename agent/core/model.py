@@ -55,6 +55,7 @@ class SlotTable:
     slots: Mapping[SlotName, Slot]
     booted: SlotName
     last_known_good: SlotName
+    unknown: Mapping[str, Any] = field(default_factory=dict)  # fields of a newer agent, passed through (R26)
 
     @property
     def spare(self) -> SlotName:

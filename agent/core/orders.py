@@ -1,0 +1,132 @@
+"""Which orders a device accepts: signature, device, epoch, lifetime and, for the first one, the nonce (R1, R3).
+
+It changes nothing: it says what an envelope is, and `device.py` records it. It keeps the rule that nothing is parsed
+before a trusted key has signed it, and that an order is judged once, when it arrives.
+
+A device's own wall clock may be off by years, so lifetime is held against cloud time that is proven: it is at least
+`issued_ms` of every order the cloud signed, plus what this process's monotonic clock has counted since. A late order can
+slip through while nothing newer is known (then the gate, R4, stops it); one that is in time is never refused.
+"""
+
+import base64
+import binascii
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from agent.core.model import Record
+from protocol.envelope import TrustedKeys
+from protocol.errors import LastgoodError, MessageRefused, SignatureRefused
+from protocol.messages import Assignment, read
+from protocol.strict_json import parse
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A new order: record epoch and envelope, then act."""
+
+    order: Assignment
+    envelope: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Refreshed:
+    """The order in force again, with newer addresses and lifetime; the workflow stays as it is."""
+
+    order: Assignment
+    envelope: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicate:
+    """The order in force, as it is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Not to be obeyed, and counted under this reason."""
+
+    reason: str
+
+
+Judgement = Accepted | Refreshed | Duplicate | Refused
+
+
+class CloudTime:
+    """A lower bound of the cloud's time, from what it signed and this process's monotonic clock."""
+
+    __slots__ = ("_ahead_ms",)
+
+    def __init__(self) -> None:
+        self._ahead_ms: int | None = None
+
+    def learn(self, issued_ms: int, now_ms: int) -> None:
+        """The cloud has signed this instant, and it is known at `now_ms` of the monotonic clock."""
+        ahead_ms = issued_ms - now_ms
+        if self._ahead_ms is None or ahead_ms > self._ahead_ms:
+            self._ahead_ms = ahead_ms
+
+    def is_past(self, instant_ms: int, now_ms: int) -> bool:
+        """Return whether the cloud's time is surely later than an instant of it."""
+        return self._ahead_ms is not None and now_ms + self._ahead_ms > instant_ms
+
+
+def judge(
+    payload: bytes,
+    *,
+    device: str,
+    keys: TrustedKeys,
+    record: Record,
+    in_force: Assignment | None,
+    nonces: Collection[str],
+    time: CloudTime,
+    now_ms: int,
+) -> Judgement:
+    """Return what an envelope means to this device; `in_force` is the order of the record's epoch, as accepted.
+
+    `nonces` are those of this device's own hellos since its start.
+    """
+    try:
+        order = read(Assignment, keys.open_envelope(payload))
+    except SignatureRefused:
+        return Refused("signature")
+    except MessageRefused as error:
+        return Refused(error.reason)
+    if order.device != device:
+        return Refused("device")
+    if not _is_complete(order):
+        return Refused("fields")
+    if time.is_past(order.issued_ms + order.lifetime_ms, now_ms):
+        return Refused("expired")
+    if record.epoch is None:
+        return Accepted(order, payload) if order.nonce in nonces else Refused("nonce")
+    if order.epoch < record.epoch:
+        return Refused("epoch")
+    if order.epoch > record.epoch:
+        return Accepted(order, payload)
+    if in_force is None or _meaning(order) != _meaning(in_force):
+        return Refused("epoch_conflict")
+    return Refreshed(order, payload) if order.issued_ms > in_force.issued_ms else Duplicate()
+
+
+def reread(envelope: bytes | None) -> Assignment | None:
+    """Return the order of an envelope that this device verified when it accepted it; None when it cannot be read.
+
+    The signature is not judged again: a key may have been replaced since, and lifetime is judged at acceptance only (R1).
+    """
+    if envelope is None:
+        return None
+    try:
+        body = parse(envelope).get("payload")
+        return read(Assignment, base64.b64decode(body, validate=True)) if isinstance(body, str) else None
+    except (LastgoodError, binascii.Error):
+        return None
+
+
+def _is_complete(order: Assignment) -> bool:
+    if order.action == "hold":
+        return (order.deployment is None) == (order.attempt is None)
+    return None not in (order.target, order.repository, order.deployment, order.attempt)
+
+
+def _meaning(order: Assignment) -> tuple[object, ...]:
+    return order.action, order.deployment, order.attempt, order.target.sha256 if order.target else None

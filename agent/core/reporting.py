@@ -1,0 +1,234 @@
+"""What a device tells: its state and hello as payloads, and how its record follows them.
+
+It sends nothing and waits for nothing (`conversation.py`). It keeps the rules that a sequence number grows exactly when
+the content does, that number and digest are recorded before anything bears them, and that an outcome stays on the disk
+until an acknowledgement covers it (R6, R7, R8).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import Any
+
+from agent.core.model import Record, Slot, SlotTable, Workflow
+from agent.core.steps import clean
+from protocol.messages import (
+    OUTCOMES_MAX,
+    SCHEMA,
+    Answer,
+    OutcomeReport,
+    Running,
+    SlotReport,
+    State,
+    WorkReport,
+)
+from protocol.outcomes import Reason
+from protocol.strict_json import dump
+
+LINE_CHARACTERS_MAX = 256  # of a `Line` on the wire
+_NOT_IN_THE_DIGEST = {"instance", "sequence", "digest"}
+_NO_DIGEST = "0" * 64
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """The content of a state without instance, sequence and digest, and its digest."""
+
+    fields: Mapping[str, Any]
+    digest: str
+
+
+def content_of(
+    device: str,
+    record: Record,
+    slots: SlotTable,
+    properties: Mapping[str, str],
+    tags: Mapping[str, str],
+    agent_version: str,
+    *,
+    minimal: bool,
+) -> Content:
+    """Return what the device reports now; `minimal` leaves identity, epoch, running and outcomes alone (R6)."""
+    if minimal:
+        state = State(
+            device=device,
+            instance=record.instance,
+            sequence=0,
+            digest=_NO_DIGEST,
+            epoch=record.epoch,
+            running=_running(slots.running),
+            outcomes=told(record),
+            outcomes_folded=record.outcomes_folded,
+            minimal=True,
+        )
+    else:
+        state = _whole(device, record, slots, properties, tags, agent_version)
+    fields = state.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=_NOT_IN_THE_DIGEST)
+    return Content(fields, sha256(dump(fields)).hexdigest())
+
+
+def _whole(
+    device: str,
+    record: Record,
+    slots: SlotTable,
+    properties: Mapping[str, str],
+    tags: Mapping[str, str],
+    agent_version: str,
+) -> State:
+    work = record.workflow
+    return State(
+        device=device,
+        instance=record.instance,
+        sequence=0,
+        digest=_NO_DIGEST,
+        epoch=record.epoch,
+        epoch_in_work=work.order.epoch if work.order else None,
+        floor=record.floor,
+        properties=dict(properties),
+        tags=dict(tags),
+        slots={name: _slot(slot) for name, slot in slots.slots.items()},
+        booted=slots.booted,
+        last_known_good=slots.last_known_good,
+        running=_running(slots.running),
+        work=_work(work),
+        outcomes=told(record),
+        outcomes_folded=record.outcomes_folded,
+        answer=_answer(record),
+        agent_version=agent_version,
+    )
+
+
+def payload_of(content: Content, record: Record) -> bytes:
+    """Return the message that carries a content under the record's instance, sequence and digest."""
+    return dump(
+        {**content.fields, "instance": record.instance, "sequence": record.sequence, "digest": record.digest}
+    )
+
+
+def hello_of(
+    device: str,
+    record: Record,
+    connection: str,
+    *,
+    nonce: str | None,
+    wants_addresses: bool,
+    proof: bool,
+    refused_count: int,
+) -> bytes:
+    """Return a hello; with `proof` it carries the signed order of the epoch that the cloud seems to have lost (R2)."""
+    fields: dict[str, Any] = {
+        "schema": SCHEMA,
+        "device": device,
+        "instance": record.instance,
+        "connection": connection,
+        "sequence": record.sequence,
+        "digest": record.digest or _NO_DIGEST,
+        "wants_addresses": wants_addresses,
+        "refused_count": refused_count,
+    }
+    if record.epoch is not None:
+        fields["epoch"] = record.epoch
+    if nonce is not None:
+        fields["nonce"] = nonce
+    if proof and record.envelope is not None:
+        fields["proof"] = record.envelope.decode("ascii", errors="replace")
+    return dump(fields)
+
+
+def numbered(record: Record, content: Content) -> Record:
+    """Return the record with the next sequence number if the content is new, and with it for the outcomes it carries first."""
+    if content.digest == record.digest:
+        return record
+    sequence = record.sequence + 1
+    outcomes = tuple(
+        (first or (0 if lacks_reach(outcome) else sequence), outcome) for first, outcome in record.outcomes
+    )
+    return replace(record, sequence=sequence, digest=content.digest, outcomes=outcomes)
+
+
+def with_outcome(record: Record, outcome: OutcomeReport) -> Record:
+    """Return the record with one outcome more; beyond `OUTCOMES_MAX` the oldest is folded into the count (R7).
+
+    A key has one outcome: only a late fall-back follows a verdict of the same attempt, and takes its place (R18).
+    """
+    same = [old for _, old in record.outcomes if _key(old) == _key(outcome)]
+    if any(old.reason is outcome.reason and old.result is outcome.result for old in same):
+        return record
+    kept = [entry for entry in record.outcomes if _key(entry[1]) != _key(outcome)] + [(0, outcome)]
+    surplus = max(0, len(kept) - OUTCOMES_MAX)
+    return replace(
+        record,
+        outcomes=tuple(kept[surplus:]),
+        outcomes_folded=record.outcomes_folded + surplus,
+        ended=(outcome.deployment, outcome.attempt),
+    )
+
+
+def acknowledged(record: Record, sequence: int) -> Record:
+    """Return the record without the outcomes that the cloud has: those carried first by `sequence` or before (R7)."""
+    kept = tuple(entry for entry in record.outcomes if not 0 < entry[0] <= sequence)
+    folded = 0 if sequence == record.sequence else record.outcomes_folded
+    if len(kept) == len(record.outcomes) and folded == record.outcomes_folded:
+        return record
+    return replace(record, outcomes=kept, outcomes_folded=folded)
+
+
+def told(record: Record) -> tuple[OutcomeReport, ...]:
+    """Return the outcomes to report: all but one that still lacks the time its old slot needed (R11)."""
+    return tuple(outcome for _, outcome in record.outcomes if not lacks_reach(outcome))
+
+
+def lacks_reach(outcome: OutcomeReport) -> bool:
+    """Return whether an outcome waits for the old slot to reach the cloud before it is told (R11)."""
+    return outcome.reason is Reason.CLOUD_UNREACHABLE and outcome.reach_ms is None
+
+
+def with_reach(record: Record, reach_ms: int) -> Record:
+    """Return the record in which the outcomes that lacked it bear the time that the old slot needed, in milliseconds."""
+    return replace(
+        record,
+        outcomes=tuple(
+            (first, outcome.model_copy(update={"reach_ms": reach_ms}) if lacks_reach(outcome) else outcome)
+            for first, outcome in record.outcomes
+        ),
+    )
+
+
+def _key(outcome: OutcomeReport) -> tuple[int, str, int]:
+    return outcome.epoch, outcome.deployment, outcome.attempt
+
+
+def _running(slot: Slot) -> Running | None:
+    if slot.update is None or slot.sha256 is None:
+        return None
+    return Running(update=slot.update, sha256=slot.sha256, release_counter=slot.release_counter)
+
+
+def _slot(slot: Slot) -> SlotReport:
+    return SlotReport(
+        holds=slot.holds.value,
+        update=slot.update,
+        sha256=slot.sha256,
+        starts_left=slot.starts_left,
+        reason=clean(slot.reason, LINE_CHARACTERS_MAX) if slot.reason is not None else None,
+    )
+
+
+def _work(work: Workflow) -> WorkReport:
+    order = work.order
+    if order is None:
+        return WorkReport(state=work.state, stuck=work.stuck)
+    return WorkReport(
+        state=work.state,
+        deployment=order.deployment,
+        epoch=order.epoch,
+        attempt=order.attempt,
+        target_sha256=order.target.sha256 if order.target else None,
+        stuck=work.stuck,
+    )
+
+
+def _answer(record: Record) -> Answer | None:
+    if record.answer_epoch is None or record.answer is None:
+        return None
+    return Answer(epoch=record.answer_epoch, answer=record.answer)

@@ -1,0 +1,179 @@
+"""A broker that runs in a process of ours: started, told of accounts, watched, stopped. Both engines alike.
+
+It knows nothing of MQTT but one question (`probe.py`). The rules kept: it runs only as long as whoever
+started it; when `set_accounts` returns, the new tokens are on disk and the broker has read them; nobody is
+disconnected by that but those whose account has gone or changed.
+"""
+
+import os
+import secrets
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from cloud_stub.adapters.broker.access import PROBE, check_names
+from cloud_stub.adapters.broker.accounts import write_accounts
+from cloud_stub.adapters.broker.errors import BrokerError
+from cloud_stub.adapters.broker.passwords import SALT_BYTES, hash_password, new_token
+from cloud_stub.adapters.broker.probe import is_let_in
+from cloud_stub.adapters.broker.stale import forget_record, write_record
+
+_RELOAD_S = 5.0  # mosquitto hashes every connected client's token again when it reads its accounts
+_STOP_S = 5.0  # above the leash's own grace
+_POLL_S = 0.01  # between two questions to a broker that is starting or reloading
+_LOG_TAIL_BYTES = 2_000
+_LOG_TAIL_LINES = 3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one engine is to be run in one folder."""
+
+    engine: str
+    limit: str
+    command: Sequence[str]
+    leashed: bool  # the command is `leash.py`, and says the broker's own process id
+    folder: Path
+    config: Path
+    host: str
+    port: int
+    service_port: int
+    files: Mapping[Path, bool]  # each password file, and whether it holds services
+    shared_file: bool  # one file holds both
+    start_s: float
+    survive: bool
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def log(self) -> Path:
+        """Where the broker's own lines go; begun anew at every start."""
+        return self.folder / "broker.log"
+
+
+class BrokerProcess:
+    """A running broker of ours; satisfies the port Broker."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.engine = plan.engine
+        self.limit = plan.limit
+        self.host = plan.host
+        self.port = plan.port
+        self.service_port = plan.service_port
+        self.pid: int | None = None
+        self._plan = plan
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def start(self, accounts: Mapping[str, str]) -> None:
+        """Start the process and wait until it lets our probe in. Raises BrokerError with the last lines of
+        its log."""
+        plan = self._plan
+        token = self._write(accounts)
+        self._process = _spawn(plan)
+        leash_said = self._process.stdout
+        self.pid = self._read_pid(leash_said) if leash_said is not None else self._process.pid
+        write_record(plan.folder, sorted({self._process.pid, self.pid}), plan.config, plan.service_port)
+        if not self._await_probe(token, plan.start_s):
+            state = "did not come up" if self.alive() else "ended at once"
+            why = self._last_lines()
+            self.stop()
+            raise BrokerError(
+                f"{plan.engine} {state}{f' within {plan.start_s:g} s' if state[0] == 'd' else ''}: {why}"
+            )
+
+    def set_accounts(self, accounts: Mapping[str, str]) -> None:
+        """Replace the whole set of accounts (name to hash), and return when the broker has read it.
+
+        Raises BrokerError for a name or hash it cannot hold, or when the broker does not answer.
+        """
+        with self._lock:
+            token = self._write(accounts)
+            if self.pid is None or not self.alive():
+                raise BrokerError(
+                    f"{self.engine} is not running; the accounts are on disk for its next start"
+                )
+            os.kill(self.pid, signal.SIGHUP)
+            if not self._await_probe(token, _RELOAD_S):
+                raise BrokerError(
+                    f"{self.engine} has not read its accounts within {_RELOAD_S:g} s: {self._last_lines()}"
+                )
+
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def stop(self) -> None:
+        """End the process, and return when it has ended. Can be called again."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.terminate()
+        try:
+            process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                stream.close()
+        forget_record(self._plan.folder)
+
+    def _write(self, accounts: Mapping[str, str]) -> str:
+        """Write the password files with a new probe in them, and return the probe's token."""
+        check_names(accounts)
+        token = new_token(secrets.token_bytes)
+        everyone = {**accounts, PROBE: hash_password(token, secrets.token_bytes(SALT_BYTES))}
+        for path, services in self._plan.files.items():
+            write_accounts(
+                path,
+                {
+                    n: h
+                    for n, h in everyone.items()
+                    if self._plan.shared_file or n.startswith("_") == services
+                },
+            )
+        return token
+
+    def _await_probe(self, token: str, wait_s: float) -> bool:
+        deadline_s = time.monotonic() + wait_s
+        while self.alive() and time.monotonic() < deadline_s:
+            if is_let_in(self.host, self.service_port, PROBE, token):
+                return True
+            time.sleep(_POLL_S)
+        return False
+
+    def _read_pid(self, leash_said: IO[bytes]) -> int:
+        line = leash_said.readline()
+        if not line.strip().isdigit():
+            why = self._last_lines()
+            self.stop()
+            raise BrokerError(f"{self.engine} could not be run: {why}")
+        return int(line)
+
+    def _last_lines(self) -> str:
+        try:
+            tail = self._plan.log.read_bytes()[-_LOG_TAIL_BYTES:].decode("utf-8", "replace")
+        except OSError:
+            tail = ""
+        lines = [line.strip() for line in tail.splitlines() if line.strip()]
+        return " / ".join(lines[-_LOG_TAIL_LINES:]) or f"it said nothing in {self._plan.log}"
+
+
+def _spawn(plan: Plan) -> subprocess.Popen[bytes]:
+    try:
+        with plan.log.open("wb") as log:
+            return subprocess.Popen(
+                plan.command,
+                stdin=subprocess.DEVNULL if plan.survive else subprocess.PIPE,
+                stdout=subprocess.PIPE if plan.leashed else log,
+                stderr=log,
+                env={**os.environ, **plan.environment},
+                start_new_session=True,  # Ctrl-C is for the cloud, which then stops its broker itself
+            )
+    except OSError as error:
+        raise BrokerError(f"{plan.engine} could not be run in {plan.folder}: {error}") from error

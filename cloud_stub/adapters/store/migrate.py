@@ -1,0 +1,50 @@
+"""Bringing a database to the schema of this version, when the store is opened.
+
+It holds no migration (`migrations/versions` does). It keeps two rules: a migration is done wholly or not at all, and a
+database that a newer lastgood has written is refused, never guessed at.
+"""
+
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy import Connection, column, inspect, select, table
+
+from cloud_stub.adapters.store.tables import SCHEMA
+from protocol.errors import ServiceError
+
+MIGRATIONS: Final = Path(__file__).parent / "migrations"
+_VERSION: Final = table("alembic_version", column("version_num"))
+
+
+def migrate(connection: Connection) -> None:
+    """Bring the database to `SCHEMA`, within the transaction that is open on the connection.
+
+    Raises:
+        ServiceError: it was written by a newer lastgood, or is a database of something else.
+    """
+    found = _schema_of(connection)
+    if found == SCHEMA:
+        return
+    from alembic import command  # alembic takes 0.2 s to import, and most starts have nothing to migrate
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    known = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]
+    if found is not None and found not in known:
+        raise ServiceError(
+            f"The database has schema {found}, and this lastgood knows {SCHEMA} at most: a newer one has written it. "
+            "Install that version again, or bring back a backup of the time before it."
+        )
+    config.attributes["connection"] = connection
+    command.upgrade(config, SCHEMA)
+
+
+def _schema_of(connection: Connection) -> str | None:
+    names = inspect(connection).get_table_names()
+    if _VERSION.name in names:
+        return connection.execute(select(_VERSION.c.version_num)).scalar()
+    if names:
+        raise ServiceError("The file is a database of something else. Give lastgood a path of its own.")
+    return None

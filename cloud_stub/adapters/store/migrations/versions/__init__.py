@@ -1,0 +1,1 @@
+"""One module for each schema, in the order of their numbers."""

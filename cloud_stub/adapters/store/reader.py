@@ -1,0 +1,270 @@
+"""The port Reader on a database connection: one consistent look at the rows.
+
+It writes nothing and keeps nothing (`unit.py` does both). It keeps the rule that every query of the hot path has an
+index; a test asks the database for its plans.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, Final, TypeVar
+
+from sqlalchemy import Connection, CursorResult, Executable, Select, and_, case, func, or_, select, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from cloud_stub.adapters.store.codec import ASSIGNMENT, AUDIT, DEPLOYMENT, DEVICE, UPDATE, mapping_of
+from cloud_stub.adapters.store.errors import service_error
+from cloud_stub.adapters.store.tables import (
+    IS_ACTIVE,
+    assignments,
+    audit,
+    deployments,
+    devices,
+    notes,
+    updates,
+)
+from cloud_stub.core.rows import (
+    AssignmentRow,
+    AssignmentState,
+    AuditRow,
+    DeploymentRow,
+    DeviceRow,
+    GroupCount,
+    Tally,
+    UpdateRow,
+)
+from cloud_stub.ports import PAGE_ROWS_MAX
+from protocol.lifecycle import DeploymentState
+
+K = TypeVar("K")
+
+KEYS_IN_ONE_STATEMENT: Final = 10_000  # SQLite takes 32,766 variables
+DEPLOYMENTS_IN_ONE_STATEMENT: Final = 100  # SQLite takes 1,000 levels of OR; a batch is about a handful
+
+NEWEST_DEPLOYMENT_FIRST: Final = (
+    deployments.c.created_ms.desc(),
+    func.length(deployments.c.id).desc(),  # d10 came after d9
+    deployments.c.id.desc(),
+)
+
+
+class SqlReader:
+    """Answers from the database as it stood when the transaction around it began."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def device(self, device: str) -> DeviceRow | None:
+        """Return one device."""
+        return self.devices((device,)).get(device)
+
+    def devices(self, ids: Iterable[str]) -> Mapping[str, DeviceRow]:
+        """Return those of the devices that exist, by id."""
+        found: dict[str, DeviceRow] = {}
+        for chunk in chunks(ids):
+            rows = DEVICE.decode_all(self._rows(select(devices).where(devices.c.id.in_(chunk))))
+            found.update((row.id, row) for row in rows)
+        return found
+
+    def list_devices(
+        self, *, group: str | None = None, after: str = "", limit: int = PAGE_ROWS_MAX
+    ) -> Sequence[DeviceRow]:
+        """Return devices in the order of their ids, beginning behind `after`."""
+        query = select(devices).where(devices.c.id > after).order_by(devices.c.id).limit(limit)
+        if group is not None:
+            query = query.where(devices.c.group == group)
+        return DEVICE.decode_all(self._rows(query))
+
+    def count_devices(self) -> Mapping[str, tuple[int, int]]:
+        """Return for each group how many members it has, and how many of them are online."""
+        query = select(devices.c.group, func.count(), func.sum(devices.c.online)).group_by(devices.c.group)
+        return {group: (members, int(online)) for group, members, online in self._rows(query)}
+
+    def classes(self, group: str) -> Sequence[GroupCount]:
+        """Return the device classes within a group; their properties are those of one member."""
+        counted = (
+            select(
+                devices.c.class_key,
+                func.count().label("members"),
+                func.max(devices.c.floor).label("floor_max"),
+                func.min(devices.c.id).label("example"),
+            )
+            .where(devices.c.group == group, devices.c.class_key.is_not(None))
+            .group_by(devices.c.class_key)
+            .subquery("counted")
+        )
+        query = (
+            select(counted.c.class_key, devices.c.properties, counted.c.members, counted.c.floor_max)
+            .join(devices, devices.c.id == counted.c.example)
+            .order_by(counted.c.class_key)
+        )
+        return [
+            GroupCount(key, mapping_of(properties), *counts) for key, properties, *counts in self._rows(query)
+        ]
+
+    def runs(self, group: str) -> Mapping[tuple[str, str], int]:
+        """Return how many members run each (update, sha256); ("", "") is nothing."""
+        what = (devices.c.running_update, devices.c.running_sha256)
+        counts: dict[tuple[str, str], int] = {}
+        for update, sha256, count in self._rows(
+            select(*what, func.count()).where(devices.c.group == group).group_by(*what)
+        ):
+            key = (update or "", sha256 or "")
+            counts[key] = counts.get(key, 0) + count
+        return counts
+
+    def runs_by_class(self, group: str) -> Mapping[tuple[str, str], int]:
+        """Return how many members of each class run which target: (class_key, sha256) → members."""
+        what = (devices.c.class_key, devices.c.running_sha256)
+        rows = self._rows(select(*what, func.count()).where(devices.c.group == group).group_by(*what))
+        return {(class_key, sha256): count for class_key, sha256, count in rows if class_key and sha256}
+
+    def deployment(self, deployment: str) -> DeploymentRow | None:
+        """Return one deployment."""
+        return _one(
+            DEPLOYMENT.decode_all(self._rows(select(deployments).where(deployments.c.id == deployment)))
+        )
+
+    def active(self, group: str) -> DeploymentRow | None:
+        """Return the active deployment of a group."""
+        query = select(deployments).where(deployments.c.group == group, text(IS_ACTIVE))
+        return _one(DEPLOYMENT.decode_all(self._rows(query)))
+
+    def list_deployments(
+        self, *, group: str | None = None, states: Sequence[DeploymentState] = (), limit: int = PAGE_ROWS_MAX
+    ) -> Sequence[DeploymentRow]:
+        """Return deployments, the newest first."""
+        query = select(deployments).order_by(*NEWEST_DEPLOYMENT_FIRST).limit(limit)
+        if group is not None:
+            query = query.where(deployments.c.group == group)
+        if states:
+            query = query.where(deployments.c.state.in_([state.value for state in states]))
+        return DEPLOYMENT.decode_all(self._rows(query))
+
+    def count_assignments(self, deployment: str) -> Tally:
+        """Count the rows anew: what the tally must equal at every moment (R14).
+
+        It is written without the core's own way of counting, so that one checks the other.
+        """
+        row = assignments.c
+        state = AssignmentState
+        verdict = row.state.in_([state.SUCCEEDED.value, state.FAILED.value])
+        query = select(
+            *(
+                func.coalesce(func.sum(case((condition, 1), else_=0)), 0).label(name)
+                for name, condition in {
+                    "pending": row.state == state.PENDING.value,
+                    "working": row.state == state.WORKING.value,
+                    "succeeded": row.state == state.SUCCEEDED.value,
+                    "already_there": (row.state == state.SUCCEEDED.value) & (row.already_there == 1),
+                    "failed": row.state == state.FAILED.value,
+                    "counted": (row.counted == 1) & (row.suspended == 0),
+                    "canceled": row.state == state.CANCELED.value,
+                    "incompatible": row.state == state.INCOMPATIBLE.value,
+                    "unprotected": row.state == state.UNPROTECTED.value,
+                    "dropped": row.state == state.DROPPED.value,
+                    "moved_on": verdict & (row.moved_on == 1),
+                }.items()
+            )
+        ).where(row.deployment == deployment)
+        [counts] = self._run(query).mappings().all()
+        return Tally(**{name: int(count) for name, count in counts.items()})
+
+    def assignment(self, deployment: str, device: str) -> AssignmentRow | None:
+        """Return one assignment."""
+        return self.assignments(((deployment, device),)).get((deployment, device))
+
+    def assignments(self, keys: Iterable[tuple[str, str]]) -> Mapping[tuple[str, str], AssignmentRow]:
+        """Return those of the assignments (deployment, device) that exist."""
+        found: dict[tuple[str, str], AssignmentRow] = {}
+        for chunk in chunks(keys):
+            of_deployment: dict[str, list[str]] = {}
+            for deployment, device in chunk:
+                of_deployment.setdefault(deployment, []).append(device)
+            for owners in chunks(of_deployment, DEPLOYMENTS_IN_ONE_STATEMENT):
+                # Pairs in one IN list would be plainer, and SQLite then goes through the whole table.
+                either = or_(
+                    *(
+                        and_(
+                            assignments.c.deployment == owner, assignments.c.device.in_(of_deployment[owner])
+                        )
+                        for owner in owners
+                    )
+                )
+                rows = ASSIGNMENT.decode_all(self._rows(select(assignments).where(either)))
+                found.update(((row.deployment, row.device), row) for row in rows)
+        return found
+
+    def list_assignments(
+        self,
+        *,
+        deployment: str | None = None,
+        device: str | None = None,
+        states: Sequence[AssignmentState] = (),
+        after: str = "",
+        limit: int = PAGE_ROWS_MAX,
+    ) -> Sequence[AssignmentRow]:
+        """Return assignments in the order of (device, deployment), beginning behind the device `after`.
+
+        Pages fit together for one deployment; a page over all deployments can end between two rows of one device.
+        """
+        query = (
+            select(assignments)
+            .where(assignments.c.device > after)
+            .order_by(assignments.c.device, assignments.c.deployment)
+            .limit(limit)
+        )
+        if deployment is not None:
+            query = query.where(assignments.c.deployment == deployment)
+        if device is not None:
+            query = query.where(assignments.c.device == device)
+        if states:
+            query = query.where(assignments.c.state.in_([state.value for state in states]))
+        return ASSIGNMENT.decode_all(self._rows(query))
+
+    def update(self, update: str) -> UpdateRow | None:
+        """Return one update by `provider/name:version`."""
+        return _one(UPDATE.decode_all(self._rows(select(updates).where(updates.c.update == update))))
+
+    def update_by_sha256(self, sha256: str) -> UpdateRow | None:
+        """Return one update by its identity."""
+        return _one(UPDATE.decode_all(self._rows(select(updates).where(updates.c.sha256 == sha256))))
+
+    def list_updates(self) -> Sequence[UpdateRow]:
+        """Return all updates, the newest import first."""
+        query = select(updates).order_by(updates.c.imported_ms.desc(), updates.c.update.desc())
+        return UPDATE.decode_all(self._rows(query))
+
+    def note(self, key: str) -> str | None:
+        """Return a note of the store about itself."""
+        return _one([row[0] for row in self._rows(select(notes.c.value).where(notes.c.key == key))])
+
+    def audit(
+        self, *, about: str | None = None, limit: int = PAGE_ROWS_MAX, before: int | None = None
+    ) -> Sequence[AuditRow]:
+        """Return entries of the audit log, the newest first, beginning below the number `before`."""
+        query = select(audit).order_by(audit.c.number.desc()).limit(limit)
+        if about is not None:
+            query = query.where(audit.c.about == about)
+        if before is not None:
+            query = query.where(audit.c.number < before)
+        return AUDIT.decode_all(self._rows(query))
+
+    def _rows(self, query: Select[Any]) -> Sequence[Sequence[Any]]:
+        return self._run(query).all()
+
+    def _run(self, statement: Executable) -> CursorResult[Any]:
+        try:
+            return self._connection.execute(statement)
+        except SQLAlchemyError as error:
+            raise service_error(error) from error
+
+
+def chunks(keys: Iterable[K], size: int = KEYS_IN_ONE_STATEMENT) -> Iterator[list[K]]:
+    """Yield the keys in lists that fit one statement."""
+    rest = iter(keys)
+    while chunk := list(islice(rest, size)):
+        yield chunk
+
+
+def _one(rows: Sequence[K]) -> K | None:
+    return rows[0] if rows else None

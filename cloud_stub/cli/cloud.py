@@ -1,0 +1,230 @@
+"""`lastgood cloud`: wires broker, database, orchestrator and pages together, and keeps them running.
+
+It holds no rules. Everything it writes lies in one data folder, so that a cloud that was killed goes on where it
+stopped, on the same ports, which is where its devices look for it.
+"""
+
+import json
+import logging
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import click
+import uvicorn
+
+from cloud_stub.adapters.broker import new_token, start_broker
+from cloud_stub.adapters.durable import replace_file
+from cloud_stub.adapters.files import open_files
+from cloud_stub.adapters.keys import Secrets, load_or_make
+from cloud_stub.adapters.lock import locked
+from cloud_stub.adapters.mqtt import Link
+from cloud_stub.adapters.store import open_store
+from cloud_stub.api import create_app
+from cloud_stub.core.links import signed_query
+from cloud_stub.orchestrator import Orchestrator, Settings
+from cloud_stub.orchestrator.outbox import Outbox
+from cloud_stub.ports import Broker
+from cloud_stub.service import RandomChance, Service
+from protocol.errors import OperatorError, ServiceError
+from protocol.messages import Repository
+from protocol.topics import DEFAULT_PREFIX, Topics
+
+HOST: Final = "127.0.0.1"  # loopback by default; another address is an operator's explicit word
+DATA_DEFAULT: Final = "lastgood-data"
+SHUTDOWN_S: Final = 3  # for pages that follow a deployment live: they end with the cloud
+
+
+@click.group()
+def cloud() -> None:
+    """Start and keep the update service."""
+
+
+@cloud.command()
+@click.option("--data", type=click.Path(path_type=Path), default=DATA_DEFAULT, envvar="LASTGOOD_DATA", show_default=True,
+              help="Folder of everything the cloud keeps.")  # fmt: skip
+@click.option("--host", default=HOST, show_default=True, help="Address that the API and the pages listen on.")
+@click.option(
+    "--port", type=int, default=None, help="Port of API and pages; 0 takes a free one. [last one, or 8080]"
+)
+@click.option("--broker", default="auto", show_default=True,
+              help="auto, mosquitto, embedded, or the mqtt:// address of your own.")  # fmt: skip
+@click.option("--broker-port", type=int, default=None, help="Port for devices. [last one, or a free one]")
+@click.option(
+    "--url", default=None, help="Address under which devices reach the repository. [http://HOST:PORT]"
+)
+@click.option("--prefix", default=DEFAULT_PREFIX, show_default=True, help="Prefix of all topics.")
+@click.option("--heartbeat", type=click.FloatRange(min=1), default=60.0, show_default=True,
+              help="Seconds between the hellos of a device.")  # fmt: skip
+@click.option("--verbose", is_flag=True, help="Log every change to standard error.")
+def up(
+    data: Path,
+    host: str,
+    port: int | None,
+    broker: str,
+    broker_port: int | None,
+    url: str | None,
+    prefix: str,
+    heartbeat: float,
+    verbose: bool,
+) -> None:
+    """Start the update service, and keep it until Ctrl-C."""
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(message)s")
+    with locked(data / "lock"):
+        ports = _Ports.load(data)
+        listener = _listener(host, ports.http if port is None else port)
+        http_port = listener.getsockname()[1]
+        wanted_port = broker_port if broker_port is not None else ports.broker
+        options = _Options(
+            data, broker, wanted_port, url or f"http://{host}:{http_port}", prefix, int(heartbeat * 1000)
+        )
+        assembly = assemble(options, click.echo)
+        _Ports(http_port, assembly.broker.port).save(data)
+        try:
+            _serve(assembly, options, listener, click.echo)
+        finally:
+            assembly.broker.stop()
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    data: Path
+    broker: str
+    broker_port: int | None
+    url: str
+    prefix: str
+    heartbeat_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """The parts of a cloud, wired and not yet started."""
+
+    service: Service
+    broker: Broker
+    kept: Secrets
+
+
+def assemble(options: _Options, say: Callable[[str], None]) -> Assembly:
+    """Open the data folder, start the broker, and wire the service.
+
+    Raises:
+        ServiceError: the folder, the keys, the database or the broker cannot be used.
+    """
+    kept = load_or_make(options.data / "keys", secrets.token_bytes, lambda: new_token(secrets.token_bytes))
+    store = open_store(options.data / "cloud.db")
+    topics = Topics(options.prefix)
+    outbox = Outbox(kept.director, _repository_for(options.url, kept.url_secret), topics)
+    orchestrator = Orchestrator(store, outbox, RandomChance(), _settings(options.heartbeat_ms))
+    broker = start_broker(
+        options.broker,
+        options.data / "broker",
+        accounts={},
+        prefix=options.prefix,
+        port=options.broker_port,
+        say=say,
+    )
+    link = Link(broker.host, broker.service_port, "_cloud", kept.cloud_token, topics)
+    service = Service(store, orchestrator, link, broker, open_files(options.data / "files"), kept, topics)
+    return Assembly(service, broker, kept)
+
+
+def _settings(heartbeat_ms: int) -> Settings:
+    return Settings(heartbeat_ms=heartbeat_ms, sync_window_ms=min(10_000, heartbeat_ms))
+
+
+def _repository_for(url: str, secret: bytes) -> Callable[[str, int], Repository]:
+    def repository_for(device: str, until_ms: int) -> Repository:
+        return Repository(url=f"{url}/repo", query=signed_query(secret, device, until_ms))
+
+    return repository_for
+
+
+def _serve(
+    assembly: Assembly, options: _Options, listener: socket.socket, say: Callable[[str], None]
+) -> None:
+    """Run until a signal; the service is stopped before the broker is."""
+    setup_code = secrets.token_urlsafe(9)
+    app = create_app(
+        assembly.service,
+        tokens=assembly.kept.roles,
+        setup_code=setup_code,
+        random_token=lambda: secrets.token_urlsafe(24),
+    )
+    _write_client_files(options, assembly)
+    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=SHUTDOWN_S)
+    server = uvicorn.Server(config)
+    assembly.service.start()
+    try:
+        _greet(options, assembly, setup_code, say)
+        server.run(sockets=[listener])
+    finally:
+        assembly.service.stop()
+        say("The cloud has stopped; `lastgood cloud up` goes on where it was.")
+
+
+def _greet(options: _Options, assembly: Assembly, setup_code: str, say: Callable[[str], None]) -> None:
+    broker = assembly.broker
+    say(f"pages    {options.url}/login?code={setup_code}")
+    say(f"API      {options.url}/api/v1  (token in {options.data / 'client.json'})")
+    say(f"broker   mqtt://{broker.host}:{broker.port}  {broker.engine}: {broker.limit}")
+    say(f"data     {options.data.resolve()}")
+    where = "" if str(options.data) == DATA_DEFAULT else f" --data {options.data}"
+    say(f"Add a device with:  lastgood device add ID{where}")
+    sys.stdout.flush()
+
+
+def _write_client_files(options: _Options, assembly: Assembly) -> None:
+    """Leave what the operator's commands and the inspector need, readable by the owner alone."""
+    kept, broker = assembly.kept, assembly.broker
+    client = {"url": options.url, "token": kept.admin_token, "pid": os.getpid()}
+    replace_file(options.data / "client.json", json.dumps(client).encode())
+    inspect = {
+        "broker": f"mqtt://{broker.host}:{broker.service_port}",
+        "user": "_inspect",
+        "password": kept.inspect_token,
+        "prefix": options.prefix,
+        "key": kept.director.public_pem,
+    }
+    replace_file(options.data / "inspect.json", json.dumps(inspect).encode())
+
+
+@dataclass(frozen=True, slots=True)
+class _Ports:
+    """The ports of the last run: devices know them."""
+
+    http: int = 8080
+    broker: int | None = None
+
+    @classmethod
+    def load(cls, data: Path) -> "_Ports":
+        try:
+            words = json.loads((data / "ports.json").read_bytes())
+            return cls(int(words["http"]), int(words["broker"]))
+        except FileNotFoundError:
+            return cls()
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ServiceError(
+                f"{data / 'ports.json'} cannot be read: {error}. Remove it to choose new ports."
+            ) from error
+
+    def save(self, data: Path) -> None:
+        replace_file(data / "ports.json", json.dumps({"http": self.http, "broker": self.broker}).encode())
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise OperatorError(
+            f"Port {port} on {host} cannot be used: {error.strerror}. Choose another with --port."
+        ) from error
+    return listener

@@ -1,0 +1,1 @@
+"""What the inspector needs from outside: a broker to listen to, and files to read."""

@@ -1,0 +1,1 @@
+"""Tests, which mirror the packages; `tests/integration` and `tests/scenarios` cross them."""

@@ -1,0 +1,1 @@
+"""Tests of the agent's rules, without a disk, a clock or a network."""

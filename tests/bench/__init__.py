@@ -1,0 +1,1 @@
+"""Measurements beside floors; `make bench` runs them."""

@@ -1,0 +1,1 @@
+"""Tests with a real broker, real files and real processes, across packages."""

@@ -1,0 +1,1 @@
+"""Tests of the contract: round trips, refusals, and the two tables pair by pair."""

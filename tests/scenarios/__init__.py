@@ -1,0 +1,1 @@
+"""Whole fleets under a virtual clock, in one thread."""
