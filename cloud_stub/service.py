@@ -218,7 +218,7 @@ class Service:
         try:
             publishes = self._orchestrator.handle(inputs, now)
         except ServiceError as error:
-            log.error("%s", error)  # noqa: TRY400 - its sentence says all; unacknowledged messages come again
+            log.error("%s", error)  # its sentence says all; unacknowledged messages come again
             publishes = []
             time.sleep(RETRY_AFTER_ERROR_S)
         except Exception:  # the outermost loop: a fault in one batch must not end the service

@@ -98,6 +98,7 @@ WORKFLOW: Final[Mapping[WorkflowState, Mapping[WorkflowEvent, frozenset[Workflow
         _E.ORDERED_OTHER: frozenset({_S.DOWNLOADING, _S.IDLE}),
         _E.HELD: frozenset({_S.IDLE}),
         _E.FELL_BACK: frozenset({_S.IDLE, _S.REVERTING}),
+        _E.COMMITTED: frozenset({_S.IDLE}),  # what a late fall-back left is last known good
         _E.RESTARTED: frozenset({_S.IDLE, _S.REVERTING}),
     },
     _S.DOWNLOADING: {

@@ -454,7 +454,7 @@ class VirtualDevice:
         return lambda got: answer(got) if self._life == life and self._work == work else None
 
     def _mind_timer(self) -> None:
-        """Keep one timer for the core's `due`; one that fires too early looks again, which is cheaper than a new one."""
+        """Keep one timer for the core's `due`; one that fires too early looks again: cheaper than a new one."""
         due = self.core.due() if self.core is not None else None
         if due is None or (self._timer is not None and self._timer_at <= due):
             return

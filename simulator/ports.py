@@ -1,7 +1,7 @@
 """What a virtual device wants from the world it lives in: a clock, a way to its broker, and bytes to download.
 
-It implements nothing: `live/` does with asyncio, MQTT and HTTP, `virtual/` with a heap and one seed. Answers come later,
-through the clock, and never from within the call that asked.
+It implements nothing: `live/` does with asyncio, MQTT and HTTP, `virtual/` with a heap and one seed. Answers come
+later, through the clock, and never from within the call that asked.
 """
 
 from collections.abc import Callable

@@ -144,6 +144,12 @@ class Conversation:
         self._answered = self._answered or answers
         return answers
 
+    def look_up(self, now_ms: int) -> None:
+        """When the hour after a refusal is over, try the whole state again."""
+        if self.full_again is not None and self.full_again <= now_ms:
+            self.full_again = None
+            self._minimal_refused = False
+
     def due(self) -> int | None:
         """Return when something is to be said next, on the clock of `now_ms`."""
         times = [time for time in (self._hello_due, self._state_due, self.full_again) if time is not None]
@@ -199,11 +205,6 @@ class Conversation:
         self._minimal_refused = self.minimal
         self.full_again = now_ms + REFUSED_WAIT_MS
         self._state_due = self.full_again
-
-    def full(self) -> None:
-        """The hour after a refusal is over: try the whole state again."""
-        self.full_again = None
-        self._minimal_refused = False
 
     def _doubt(self, newest_epoch: int, record: Record, now_ms: int) -> None:
         """A cloud that names a lower epoch has lost data: prove ours, at once and then with every hello (R2)."""

@@ -8,14 +8,13 @@ of an earlier effect changes nothing.
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from operator import is_
 from typing import Any, Final
 
 from agent.core import orders, reporting
 from agent.core.conversation import Conversation
+from agent.core.disk import go_on_without_record
 from agent.core.model import (
     Chance,
-    Commit,
     Connected,
     Delivered,
     Described,
@@ -24,67 +23,35 @@ from agent.core.model import (
     Event,
     Finished,
     Holds,
-    Invalidate,
     Observed,
     Progressed,
     Publish,
     Record,
-    Revert,
-    Save,
     SaveFailed,
     SlotTable,
     Start,
     Started,
     Stopped,
-    StopWork,
     Tag,
     Ticked,
-    Watch,
     Workflow,
 )
+from agent.core.restarts import Restarts
 from agent.core.resume import Evidence, evidence_of
-from agent.core.settings import (
-    RESTART_CALM_MS,
-    RESTART_WAIT_FIRST_MS,
-    RESTART_WAIT_MOST_MS,
-    SAVE_WAIT_FIRST_MS,
-    SAVE_WAIT_MOST_MS,
-    Settings,
-    backoff,
-)
+from agent.core.saving import Saves
+from agent.core.settings import Settings
 from agent.core.status import sentence
-from agent.core.steps import (
-    Ask,
-    Conclude,
-    Facts,
-    Happening,
-    Reply,
-    Wait,
-    begin_revert,
-    end,
-    failed,
-    runs_committed,
-    spoil,
-)
+from agent.core.steps import Acts, Ask, Conclude, Facts, Happening, Reply, Wait, runs_committed
 from agent.core.trying import is_committing
 from agent.core.workflow import step
 from protocol.envelope import TrustedKeys
 from protocol.errors import MessageRefused
-from protocol.lifecycle import PAST_NO_RETURN
 from protocol.lifecycle import WorkflowEvent as _E
 from protocol.lifecycle import WorkflowState as _S
-from protocol.messages import Ack, Assignment, Progress, Sync, read, write
-from protocol.outcomes import Reason
+from protocol.messages import Ack, Assignment, Sync, read
 from protocol.topics import EVERYONE, Kind
 
 _AT_REST: Final = frozenset({_S.IDLE, _S.DOWNLOADING, _S.INSTALLING, _S.READY})  # the booted slot is no trial
-_WITHOUT_RECORD: Final = (
-    StopWork,
-    Invalidate,
-    Start,
-    Watch,
-    Revert,
-)  # safe to do though the disk refused the record
 _DEFAULTS: Final = Settings()
 
 
@@ -97,13 +64,9 @@ class Device:
     """
 
     __slots__ = (
-        "_attempt",
-        "_behind",
         "_chance",
-        "_content",
         "_device",
         "_done",
-        "_durable",
         "_effects",
         "_in_force",
         "_keys",
@@ -114,13 +77,10 @@ class Device:
         "_reach_from",
         "_record",
         "_refused",
-        "_restart_due",
-        "_restarted_at",
+        "_report",
         "_restarts",
-        "_save_due",
-        "_save_tries",
+        "_saves",
         "_settings",
-        "_shown",
         "_slots",
         "_tags",
         "_talk",
@@ -145,25 +105,18 @@ class Device:
         self._tags: Mapping[str, str] = tags or {}
         self._talk = Conversation(device, chance, settings.heartbeat_ms)
         self._time = orders.CloudTime()
+        self._saves = Saves(chance)
+        self._restarts = Restarts(chance)
+        self._report = reporting.Report(device, settings.agent_version)
         self._record = Record(instance="")
-        self._durable: Record | None = None  # what is surely on the disk
-        self._attempt: Record | None = None  # what the newest Save tried to write
         self._slots: SlotTable | None = None
         self._in_force: Assignment | None = None  # the order of the record's epoch
         self._manifest: bytes | None = None  # of the order in work
-        self._content: reporting.Content | None = None
-        self._shown: tuple[Any, ...] = ()  # what the content was made of
         self._refused: Counter[str] = Counter()
         self._done = 0  # ordinal whose result has come
         self._now = 0
         self._effects: list[Effect] = []
-        self._behind: list[Effect] = []  # what stood behind the newest Save
         self._work_due: int | None = None
-        self._restart_due: int | None = None
-        self._restarted_at = 0
-        self._restarts = 0
-        self._save_due: int | None = None
-        self._save_tries = 0
         self._progress_at: int | None = None
         self._reach_from = 0
 
@@ -176,14 +129,15 @@ class Device:
         """
         self._now = now_ms
         self._effects = []
-        if not isinstance(event, SaveFailed) and self._attempt is not None:
-            self._durable, self._attempt, self._save_tries, self._save_due = self._attempt, None, 0, None
+        if not isinstance(event, SaveFailed):
+            self._saves.succeeded()
         _HANDLERS[type(event)](self, event)
-        return self._conclude(may_save=not isinstance(event, SaveFailed))
+        acts = self._say()
+        return acts if isinstance(event, SaveFailed) else self._saves.before(self._record, acts, now_ms)
 
     def due(self) -> int | None:
         """Return when `Ticked` wants to be handled, on the clock of `now_ms`; None: not before another event."""
-        times = (self._work_due, self._restart_due, self._save_due, self._talk.due())
+        times = (self._work_due, self._restarts.due, self._saves.due, self._talk.due())
         known = [time for time in times if time is not None]
         return min(known) if known else None
 
@@ -250,7 +204,7 @@ class Device:
     def _started(self, event: Started) -> None:
         self._slots = event.slots
         record = event.record or self._new_record()
-        self._durable = event.record
+        self._saves.begin(event.record)
         self._record = replace(record, start=record.start + 1)
         self._in_force = orders.reread(record.envelope)
         if self._in_force is not None:
@@ -285,7 +239,7 @@ class Device:
             return
         if tag.ordinal == 0:
             if event.event is _E.HEALTH_FAILED:  # the committed application did not start
-                self._plan_restart()
+                self._restarts.plan(self._now)
             return
         if tag.ordinal != self.workflow.ordinal or tag.ordinal == self._done:
             return
@@ -318,7 +272,7 @@ class Device:
             self._feed(Happening(_E.STOPPED, detail=event.detail))
             return
         self._feed(Happening(_E.STOPPED, detail=event.detail))
-        self._plan_restart()
+        self._restarts.plan(self._now)
 
     def _progressed(self, event: Progressed) -> None:
         order = self.workflow.order
@@ -329,43 +283,26 @@ class Device:
         if order is None or not (late and mine and self.connected):
             return
         self._progress_at = self._now
-        progress = Progress(
-            device=self._device,
-            deployment=order.deployment or "",
-            epoch=order.epoch,
-            attempt=order.attempt or 0,
-            phase=self.workflow.state,
-            bytes_done=event.bytes_done,
-            bytes_total=event.bytes_total,
+        payload = reporting.progress_of(
+            self._device, order, self.workflow.state, event.bytes_done, event.bytes_total
         )
-        self._effects.append(Publish(Kind.PROGRESS, write(progress)))
+        self._effects.append(Publish(Kind.PROGRESS, payload))
 
     def _ticked(self, event: Ticked) -> None:
         if self._work_due is not None and self._work_due <= self._now:
             self._work_due = None
             self._feed(Happening(_E.TIMER))
-        if self._restart_due is not None and self._restart_due <= self._now:
+        if self._restarts.is_due(self._now):
             self._restart()
 
     def _save_failed(self, event: SaveFailed) -> None:
-        """Act on nothing that needed the record; past the point of no return the slots decide (the agent's table)."""
-        self._attempt = None
-        self._save_tries += 1
-        delay_ms = backoff(self._save_tries, SAVE_WAIT_FIRST_MS, SAVE_WAIT_MOST_MS, self._chance.uniform())
-        self._save_due = self._now + delay_ms
-        withheld, self._behind = self._behind, []
-        work = self.workflow
-        durable = self._durable.workflow.state if self._durable is not None else _S.IDLE
-        if work.state is _S.IDLE or (work.state in PAST_NO_RETURN and durable in PAST_NO_RETURN):
-            if work.state is _S.CONFIRMING and any(isinstance(effect, Commit) for effect in withheld):
-                self._give_up_commit(event.detail)
-            else:
-                self._effects += [effect for effect in withheld if isinstance(effect, _WITHOUT_RECORD)]
-        else:
-            self._end_for_disk(event.detail)
+        withheld, durable = self._saves.refused(self._now), self._saves.durable_state
+        work, acts = go_on_without_record(self.workflow, self._facts(), durable, withheld, event.detail)
+        self._take(work, acts)
         if any(isinstance(effect, Publish) and effect.kind is Kind.HELLO for effect in withheld):
             self._talk.ask(self._now)
         self._talk.changed(self._now)
+        self._go_on()
 
     # --- messages ----------------------------------------------------------------------------------------------
 
@@ -408,7 +345,6 @@ class Device:
         if ack.sequence > record.sequence or differs:
             # the cloud has a later state of this instance than the disk: an old copy of the folder came back
             self._record = replace(record, sequence=ack.sequence, digest="")
-            self._shown = ()
         else:
             self._record = reporting.acknowledged(record, ack.sequence)
         if answers:
@@ -436,8 +372,11 @@ class Device:
 
     def _feed(self, happening: Happening) -> None:
         """Take one step, carry out its decisions, and go on with what waits."""
+        self._take(*step(self.workflow, happening, self._facts()))
+        self._go_on()
+
+    def _take(self, work: Workflow, acts: Acts) -> None:
         before = self.workflow
-        work, acts = step(before, happening, self._facts())
         if work is not before:
             self._record = replace(self._record, workflow=work)
         if work.state is not before.state:
@@ -446,12 +385,17 @@ class Device:
                 self._manifest = None
                 self._talk.addressed()
         for act in acts:
-            decide = _DECISIONS.get(type(act))
-            if decide is None:
-                self._effects.append(act)  # type: ignore[arg-type]  # what is no decision is an effect
-            else:
-                decide(self, act)
-        self._go_on()
+            match act:
+                case Conclude():
+                    self._remember(act)
+                case Reply():
+                    self._record = replace(self._record, answer_epoch=act.epoch, answer=act.answer)
+                case Wait():
+                    self._work_due = None if act.delay_ms is None else self._now + act.delay_ms
+                case Ask():
+                    self._talk.ask(self._now, addresses=act.addresses)
+                case _:
+                    self._effects.append(act)
 
     def _go_on(self) -> None:
         work = self.workflow
@@ -508,114 +452,33 @@ class Device:
             self._reach_from = self._now
             self._talk.ask(self._now)
 
-    def _reply(self, act: Reply) -> None:
-        self._record = replace(self._record, answer_epoch=act.epoch, answer=act.answer)
-
-    def _wait(self, act: Wait) -> None:
-        self._work_due = None if act.delay_ms is None else self._now + act.delay_ms
-
-    def _ask(self, act: Ask) -> None:
-        self._talk.ask(self._now, addresses=act.addresses)
-
     # --- the application of a slot that is no trial ------------------------------------------------------------
 
-    def _plan_restart(self) -> None:
-        if self._now - self._restarted_at >= RESTART_CALM_MS:
-            self._restarts = 0
-        self._restarts += 1
-        delay_ms = backoff(
-            self._restarts, RESTART_WAIT_FIRST_MS, RESTART_WAIT_MOST_MS, self._chance.uniform()
-        )
-        self._restart_due = self._now + delay_ms
-
     def _restart(self) -> None:
-        self._restart_due = None
         if self.workflow.state is _S.SWITCHING or is_committing(self.workflow):
-            self._restart_due = self._now + RESTART_WAIT_FIRST_MS  # soon it is known which slot is to run
-        elif self.workflow.state in _AT_REST and self.slots.running.sha256 is not None:
-            self._restarted_at = self._now
+            self._restarts.postpone(self._now)
+            return
+        self._restarts.done(self._now)
+        if self.workflow.state in _AT_REST and self.slots.running.sha256 is not None:
             self._effects.append(Start(Tag(0, 0, self._record.start), self.slots.booted))
-
-    # --- a disk that refuses -----------------------------------------------------------------------------------
-
-    def _give_up_commit(self, detail: str) -> None:
-        work, facts, acts = self.workflow, self._facts(), list[Any]()
-        work = begin_revert(
-            work, facts, acts, failed(work, facts, Reason.COMMIT_FAILED, detail), Reason.COMMIT_FAILED
-        )
-        self._record = replace(self._record, workflow=work)
-        self._work_due = None
-        self._effects += acts
-
-    def _end_for_disk(self, detail: str) -> None:
-        work, facts, acts = self.workflow, self._facts(), list[Any]()
-        if work.state in PAST_NO_RETURN:  # in memory alone: what is durable is still `ready`
-            work = replace(work, state=_S.READY)
-        self._effects.append(StopWork())
-        if work.state is _S.INSTALLING or work.phase == "files":
-            spoil(work, facts, self._effects, None)  # type: ignore[arg-type]  # an Invalidate is an effect
-        self._record = replace(
-            self._record, workflow=end(work, failed(work, facts, Reason.DISK, detail), acts)
-        )
-        self._work_due = None
-        for act in acts:
-            self._remember(act)
 
     # --- the end of every event --------------------------------------------------------------------------------
 
-    def _conclude(self, *, may_save: bool) -> list[Effect]:
-        """Number the report if its content is new, then put Save before the acts, and what is to be said behind them."""
-        talk = self._talk
-        if talk.full_again is not None and talk.full_again <= self._now:
-            talk.full()
-        content = self._report()
-        work = self.workflow
-        waits_at_gate = work.state is _S.READY and not work.phase
-        waits_in_trial = work.state is _S.CONFIRMING and self._settings.needs_cloud and not work.cloud_reached
-        talk.asking = (
-            waits_at_gate or waits_in_trial or any(reporting.lacks_reach(o) for _, o in self._record.outcomes)
+    def _say(self) -> list[Effect]:
+        """Number the report if its content is new, and put what is to be said now behind the acts."""
+        talk, work = self._talk, self.workflow
+        talk.look_up(self._now)
+        self._record = self._report.look(
+            self._record, self.slots, self._properties, self._tags, minimal=talk.minimal
         )
-        effects = self._effects
-        effects += talk.flush(self._record, content, self._refused.total(), self._now)
-        due = self._save_due is None or self._save_due <= self._now
-        if may_save and self._record is not self._durable and (due or effects):
-            self._attempt, self._save_due, self._behind = self._record, None, effects
-            return [Save(self._record), *effects]
-        return effects
-
-    def _report(self) -> reporting.Content:
-        record, work, slots = self._record, self.workflow, self.slots
-        made_of = (
-            work.state,
-            work.order,
-            work.stuck,
-            record.epoch,
-            record.outcomes,
-            record.outcomes_folded,
-            record.floor,
-            record.answer_epoch,
-            slots,
-            self._properties,
-            self._tags,
-            self._talk.minimal,
+        if self._report.is_new:
+            talk.changed(self._now)
+        at_gate = work.state is _S.READY and not work.phase
+        in_trial = work.state is _S.CONFIRMING and self._settings.needs_cloud and not work.cloud_reached
+        talk.asking = at_gate or in_trial or any(reporting.lacks_reach(o) for _, o in self._record.outcomes)
+        return self._effects + talk.flush(
+            self._record, self._report.content, self._refused.total(), self._now
         )
-        if self._content is not None and self._shown and all(map(is_, made_of, self._shown)):
-            return self._content
-        self._content = content = reporting.content_of(
-            self._device,
-            record,
-            slots,
-            self._properties,
-            self._tags,
-            self._settings.agent_version,
-            minimal=self._talk.minimal,
-        )
-        numbered = reporting.numbered(record, content)
-        if numbered is not record:
-            self._record = numbered
-            self._talk.changed(self._now)
-        self._shown = (*made_of[:4], self._record.outcomes, *made_of[5:])
-        return content
 
     def _new_record(self) -> Record:
         """A new instance; its floor is rebuilt from what its slots hold (R3, R8)."""
@@ -636,11 +499,4 @@ _HANDLERS: Final[Mapping[type, Callable[[Device, Any], None]]] = {
     Progressed: Device._progressed,
     Ticked: Device._ticked,
     SaveFailed: Device._save_failed,
-}
-
-_DECISIONS: Final[Mapping[type, Callable[[Device, Any], None]]] = {
-    Conclude: Device._remember,
-    Reply: Device._reply,
-    Wait: Device._wait,
-    Ask: Device._ask,
 }

@@ -89,11 +89,17 @@ def settle(work: Workflow, happening: Happening, facts: Facts, acts: Acts) -> Wo
         return begin_revert(work, facts, acts, None, Reason.RECORD_LOST)
     work, tag = tagged(work, facts)
     acts.append(Commit(tag, slots.booted))
-    acts.append(Invalidate(gone, FELL_BACK))
     order = happening.order
     if order is not None and order.target is not None and order.target.sha256 == slots.slots[gone].sha256:
         detail = f"The device went back to slot {slots.booted} by itself, after the commit."
         acts.append(Conclude(failed(replace(work, order=order), facts, Reason.FELL_BACK, detail)))
+    return work
+
+
+def settled(work: Workflow, happening: Happening, facts: Facts, acts: Acts) -> Workflow:
+    """What is booted is last known good now, so that the slot that was left may be marked."""
+    if facts.slots.booted == facts.slots.last_known_good:
+        acts.append(Invalidate(facts.slots.spare, FELL_BACK))
     return work
 
 
@@ -178,7 +184,7 @@ def try_again(work: Workflow, happening: Happening, facts: Facts, acts: Acts) ->
 
 
 def verify_failed(work: Workflow, happening: Happening, facts: Facts, acts: Acts) -> Workflow:
-    """Bytes differ from their sha256: fetch once more from zero; the second time the order fails, by the server's fault."""
+    """Bytes differ from their sha256: fetch once more from zero; the second time fails, by the server's fault."""
     if work.phase == "rehash":
         return _decayed(work, happening, facts, acts)
     if not work.refetched:

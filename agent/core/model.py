@@ -107,7 +107,7 @@ class Record:
     epoch: int | None = None  # the highest epoch accepted
     envelope: bytes | None = None  # as it was signed, for R1 and R2
     workflow: Workflow = field(default_factory=Workflow)
-    outcomes: tuple[tuple[int, OutcomeReport], ...] = ()  # (sequence that carried it first, or 0, outcome) until acknowledged
+    outcomes: tuple[tuple[int, OutcomeReport], ...] = ()  # with the sequence that told each first, 0 while untold
     outcomes_folded: int = 0
     ended: tuple[str, int] | None = None  # deployment and attempt of the newest outcome, acknowledged or not
     answer_epoch: int | None = None
@@ -282,7 +282,7 @@ class Rehash:
 
 @dataclass(frozen=True, slots=True)
 class Activate:
-    """Make the slot the one that boots, in trial with `starts` starts, and read it back → ACTIVATED or ACTIVATE_FAILED."""
+    """Make the slot boot, in trial with `starts` starts, and read it back → ACTIVATED or ACTIVATE_FAILED."""
 
     tag: Tag
     slot: SlotName
@@ -303,7 +303,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """Run the health checks over the soak → HEALTH_PASSED once, and HEALTH_FAILED whenever one fails until the next effect."""
+    """Run the health checks over the soak → HEALTH_PASSED once; HEALTH_FAILED when one fails, until the next effect."""
 
     tag: Tag
     slot: SlotName

@@ -4,8 +4,8 @@ It changes nothing: it says what an envelope is, and `device.py` records it. It 
 before a trusted key has signed it, and that an order is judged once, when it arrives.
 
 A device's own wall clock may be off by years, so lifetime is held against cloud time that is proven: it is at least
-`issued_ms` of every order the cloud signed, plus what this process's monotonic clock has counted since. A late order can
-slip through while nothing newer is known (then the gate, R4, stops it); one that is in time is never refused.
+`issued_ms` of every order the cloud signed, plus what this process's monotonic clock has counted since. A late order
+can slip through while nothing newer is known (then the gate, R4, stops it); one that is in time is never refused.
 """
 
 import base64
@@ -111,7 +111,7 @@ def judge(
 def reread(envelope: bytes | None) -> Assignment | None:
     """Return the order of an envelope that this device verified when it accepted it; None when it cannot be read.
 
-    The signature is not judged again: a key may have been replaced since, and lifetime is judged at acceptance only (R1).
+    The signature is not judged again: a key may have been replaced since, and an order is judged at acceptance (R1).
     """
     if envelope is None:
         return None

@@ -223,7 +223,7 @@ def _slot_name(value: object) -> SlotName:
     for name in SLOTS:
         if value == name:
             return name
-    _broken(f"{value!r} is no slot")
+    return _broken(f"{value!r} is no slot")
 
 
 def _one_of(value: Any, words: frozenset[str]) -> Any:

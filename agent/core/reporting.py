@@ -8,19 +8,24 @@ until an acknowledgement covers it (R6, R7, R8).
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from operator import is_
 from typing import Any
 
 from agent.core.model import Record, Slot, SlotTable, Workflow
 from agent.core.steps import clean
+from protocol.lifecycle import WorkflowState
 from protocol.messages import (
     OUTCOMES_MAX,
     SCHEMA,
     Answer,
+    Assignment,
     OutcomeReport,
+    Progress,
     Running,
     SlotReport,
     State,
     WorkReport,
+    write,
 )
 from protocol.outcomes import Reason
 from protocol.strict_json import dump
@@ -28,6 +33,41 @@ from protocol.strict_json import dump
 LINE_CHARACTERS_MAX = 256  # of a `Line` on the wire
 _NOT_IN_THE_DIGEST = {"instance", "sequence", "digest"}
 _NO_DIGEST = "0" * 64
+
+
+class Report:
+    """The newest content of one device, made anew only when something it is made of has changed."""
+
+    __slots__ = ("_agent_version", "_device", "_made_of", "content", "is_new")
+
+    def __init__(self, device: str, agent_version: str) -> None:
+        self._device = device
+        self._agent_version = agent_version
+        self._made_of: tuple[object, ...] = ()
+        self.content = Content({}, "")
+        self.is_new = False  # the newest look gave the record a new sequence number
+
+    def look(
+        self,
+        record: Record,
+        slots: SlotTable,
+        properties: Mapping[str, str],
+        tags: Mapping[str, str],
+        *,
+        minimal: bool,
+    ) -> Record:
+        """Bring the content up to date, and return the record, with the next sequence number if it is new."""
+        made_of = _made_of(record, slots, properties, tags, minimal)
+        self.is_new = False
+        if self._made_of and all(map(is_, made_of, self._made_of)):
+            return record
+        content = content_of(
+            self._device, record, slots, properties, tags, self._agent_version, minimal=minimal
+        )
+        after = numbered(record, content)
+        self.content, self.is_new = content, after is not record
+        self._made_of = _made_of(after, slots, properties, tags, minimal)
+        return after
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +105,29 @@ def content_of(
         state = _whole(device, record, slots, properties, tags, agent_version)
     fields = state.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=_NOT_IN_THE_DIGEST)
     return Content(fields, sha256(dump(fields)).hexdigest())
+
+
+def _made_of(
+    record: Record, slots: SlotTable, properties: object, tags: object, minimal: bool
+) -> tuple[object, ...]:
+    """Every object that the content is made of; the same objects make the same content."""
+    work = record.workflow
+    return (
+        work.state,
+        work.order,
+        work.stuck,
+        record.instance,
+        record.digest,
+        record.epoch,
+        record.outcomes,
+        record.outcomes_folded,
+        record.floor,
+        record.answer_epoch,
+        slots,
+        properties,
+        tags,
+        minimal,
+    )
 
 
 def _whole(
@@ -135,8 +198,24 @@ def hello_of(
     return dump(fields)
 
 
+def progress_of(
+    device: str, order: Assignment, phase: WorkflowState, bytes_done: int, bytes_total: int
+) -> bytes:
+    """Return a progress message of the order in work."""
+    progress = Progress(
+        device=device,
+        deployment=order.deployment or "",
+        epoch=order.epoch,
+        attempt=order.attempt or 0,
+        phase=phase,
+        bytes_done=bytes_done,
+        bytes_total=bytes_total,
+    )
+    return write(progress)
+
+
 def numbered(record: Record, content: Content) -> Record:
-    """Return the record with the next sequence number if the content is new, and with it for the outcomes it carries first."""
+    """Return the record with the next sequence number if the content is new; outcomes told first bear it too."""
     if content.digest == record.digest:
         return record
     sequence = record.sequence + 1
@@ -184,7 +263,7 @@ def lacks_reach(outcome: OutcomeReport) -> bool:
 
 
 def with_reach(record: Record, reach_ms: int) -> Record:
-    """Return the record in which the outcomes that lacked it bear the time that the old slot needed, in milliseconds."""
+    """Return the record in which outcomes that lacked it bear the time the old slot needed, in milliseconds (R11)."""
     return replace(
         record,
         outcomes=tuple(

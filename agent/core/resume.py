@@ -1,7 +1,7 @@
 """What a power loss means: for every state of the record, and everything the slots can say, what to go on with.
 
-It is consulted once, at the agent's start (event RESTARTED). It keeps the rule that the record is never evidence of what runs: the slot
-table, as `recover` left it, decides (DESIGN.md section 5). The table is total; a test holds it to that.
+It is consulted once, at the agent's start (event RESTARTED). It keeps the rule that the record is never evidence of
+what runs: the slot table, as `recover` left it, decides (DESIGN.md section 5). It is total; a test holds it to that.
 """
 
 from collections.abc import Callable, Mapping

@@ -164,7 +164,7 @@ def mark_bad(table: SlotTable, reason: str) -> SlotTable:
 
 
 def invalidate(table: SlotTable, slot: SlotName, reason: str | None = None) -> SlotTable:
-    """Return the table in which a spare slot is invalid, or bad with a reason; either way it has no checksum left to trust.
+    """Return the table in which a spare slot is invalid, or bad with a reason: it has no checksum left to trust.
 
     Raises:
         DeviceError: the slot is booted or last known good.
@@ -190,11 +190,6 @@ def recover(table: SlotTable) -> SlotTable:
     if held.starts_left == 0:  # it was started to the last, and the bootloader gave it up
         return _with(table, spare, _bad(held, FELL_BACK))
     return _with(table, spare, replace(held, holds=_H.SEALED, starts_left=None))
-
-
-def settle(table: SlotTable) -> SlotTable:
-    """Return the table after a late fall-back: booted becomes last known good, the other slot bad (the agent's table)."""
-    return invalidate(commit(table, table.booted), table.spare, FELL_BACK)
 
 
 def faults(table: SlotTable) -> list[str]:

@@ -9,7 +9,7 @@ from protocol.lifecycle import WorkflowState as _S
 
 
 def sentence(work: Workflow, settings: Settings, *, connected: bool, again_s: int | None) -> str:
-    """Return what the device waits for; `again_s`: seconds until it tries again by itself, None when it does not wait."""
+    """Return what the device waits for; `again_s`: seconds until it tries again by itself, None without a wait."""
     cloud = "" if connected else " There is no connection to the broker."
     if work.state is _S.DOWNLOADING and work.refreshed and again_s is not None:
         return f"Waits for new addresses from the cloud, {again_s} s more at most.{cloud}"

@@ -1,4 +1,4 @@
-"""What the functions of the agent's table share: what happened, what they may know, what they decide, how an order ends.
+"""What the functions of the agent's table share: what happened, what they know and decide, how an order ends.
 
 It holds no table (`workflow.py` does). It keeps the rule that every way to idle passes `end`, so that no order ends
 without its outcome, and that every effect bears a tag of its own, so that late results can be told apart.
@@ -149,7 +149,7 @@ def reason_of(happening: Happening, otherwise: Reason) -> Reason:
 
 
 def spoil(work: Workflow, facts: Facts, acts: Acts, reason: str | None) -> None:
-    """Take the checksum from the slot in work, unless that slot is in use: it must be written anew before it is trusted."""
+    """Take the checksum from the slot in work, unless it is in use: it must be written anew before it is trusted."""
     slots = facts.slots
     if work.slot is None or work.slot in {slots.booted, slots.last_known_good}:
         return

@@ -177,7 +177,7 @@ def committed(work: Workflow, happening: Happening, facts: Facts, acts: Acts) ->
 
 
 def commit_failed(work: Workflow, happening: Happening, facts: Facts, acts: Acts) -> Workflow:
-    """Try again, a few times; a trial that cannot be made permanent ends, and another order that waits ends it at once."""
+    """Try again, a few times; then the trial ends, and at once when another order waits."""
     if is_committed(work, facts.slots):
         return succeed(work, facts, acts)
     if work.next is not None:

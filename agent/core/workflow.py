@@ -22,7 +22,9 @@ class TableBroken(LastgoodError):
 
 
 def step(work: Workflow, happening: Happening, facts: Facts) -> tuple[Workflow, Acts]:
-    """Return the workflow after an event, and what is to be done; an event that the state does not list changes nothing.
+    """Return the workflow after an event, and what to do; an event that the state does not list changes nothing.
+
+    Nor does one that the state lists and the work in hand has no use for, such as a re-hash that nobody asked for.
 
     Raises:
         TableBroken: the move is none of `protocol.lifecycle.WORKFLOW`.
@@ -32,7 +34,7 @@ def step(work: Workflow, happening: Happening, facts: Facts) -> tuple[Workflow, 
     if handler is None:
         return work, acts
     after = handler(work, happening, facts, acts)
-    if after.state not in WORKFLOW[work.state][happening.event]:
+    if after is not work and after.state not in WORKFLOW[work.state][happening.event]:
         raise TableBroken(
             f"{happening.event} leads from {work.state} to {after.state}, which the table does not list."
         )
@@ -45,6 +47,7 @@ TABLE: Final[Mapping[_S, Mapping[_E, Handler]]] = {
         _E.ORDERED_OTHER: getting.take,
         _E.HELD: getting.answer_hold,
         _E.FELL_BACK: getting.settle,
+        _E.COMMITTED: getting.settled,
         _E.RESTARTED: resume.restarted,
     },
     _S.DOWNLOADING: {

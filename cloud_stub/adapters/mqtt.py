@@ -61,7 +61,7 @@ class Link:
             return
         properties = None
         if self._version is MQTTProtocolVersion.MQTTv5 and (content_type or expiry_s is not None):
-            properties = Properties(PacketTypes.PUBLISH)
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
             if content_type:
                 properties.ContentType = content_type
             if expiry_s is not None:
@@ -145,4 +145,4 @@ class Link:
             done()
             return
         if self._on_message:
-            self._on_message(topic.kind, topic.device, message.payload, done)
+            self._on_message(topic.kind, topic.device, bytes(message.payload), done)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import sha256
-from typing import Any, Final
+from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
@@ -102,7 +102,9 @@ class Access:
         if scheme:
             caller = self._by_token(token.strip()) if scheme.lower() == "bearer" else None
             if caller is None:
-                raise AccessRefused(401, "The API token is unknown; use the one that `lastgood cloud up` wrote.")
+                raise AccessRefused(
+                    401, "The API token is unknown; use the one that `lastgood cloud up` wrote."
+                )
             return caller, False
         session = self._sessions.get(digest_of(request.cookies.get(cookie_name(request), "")))
         if session is None or session.until_ms <= self._now_ms():
@@ -147,6 +149,12 @@ def requires(role: Role) -> Any:
     return Depends(_Requires(role))
 
 
+Viewer = Annotated[Caller, requires(Role.VIEWER)]
+Operator = Annotated[Caller, requires(Role.OPERATOR)]
+Admin = Annotated[Caller, requires(Role.ADMIN)]
+"""What a route asks for as a parameter: the caller, who has at least this role."""
+
+
 def check_roles(routes: Iterable[BaseRoute]) -> None:
     """Refuse an application that has a route without a declared role.
 
@@ -166,7 +174,7 @@ def check_roles(routes: Iterable[BaseRoute]) -> None:
 
 
 def cookie_name(request: Request) -> str:
-    """Return the session cookie's name: cookies do not tell ports apart, so that two clouds on one host need two names."""
+    """Return the session cookie's name; cookies do not tell ports apart, so two clouds on a host need two names."""
     return f"lastgood_{request.url.port or 0}"
 
 
@@ -178,7 +186,9 @@ def digest_of(secret: str) -> str:
 async def _check_csrf(request: Request, caller: Caller) -> None:
     check_origin(request)
     given = request.headers.get(CSRF_HEADER)
-    if given is None and request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
+    if given is None and request.headers.get("content-type", "").startswith(
+        "application/x-www-form-urlencoded"
+    ):
         value = (await request.form()).get(CSRF_FIELD)
         given = value if isinstance(value, str) else None
     if not hmac.compare_digest((given or "").encode(), caller.csrf.encode()):

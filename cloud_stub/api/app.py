@@ -27,7 +27,6 @@ from cloud_stub.api.routes import deployments, devices, general, updates
 from cloud_stub.api.service_port import Service
 from protocol.errors import LastgoodError, OperatorError
 
-API_PREFIX = "/api/v1"
 # Scripts and styles of ours alone; pages need no more, and what a device reports can run nothing.
 CONTENT_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -53,14 +52,21 @@ def create_app(
     Raises:
         ServiceError: a route declares no role.
     """
-    app = FastAPI(title="lastgood", version="1", docs_url=None, redoc_url=None, openapi_url=None, lifespan=_lifespan)
+    app = FastAPI(
+        title="lastgood", version="1", docs_url=None, redoc_url=None, openapi_url=None, lifespan=_lifespan
+    )
     app.state.service = service
     app.state.changes = Changes(service)
     app.state.access = Access(tokens, setup_code, random_token, service.now_ms)
     app.state.templates = rendering.templates()
     for module in (general, devices, updates, deployments):
-        app.include_router(module.router, prefix=API_PREFIX)
-    for module in (repository, signin, creation, pages):  # `/deployments/new` before `/deployments/{deployment}`
+        app.include_router(module.router)
+    for module in (
+        repository,
+        signin,
+        creation,
+        pages,
+    ):  # `/deployments/new` before `/deployments/{deployment}`
         app.include_router(module.router)
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"))
     app.add_exception_handler(LastgoodError, _refuse)

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import RedirectResponse, Response
 
 from cloud_stub.api import looks, show
-from cloud_stub.api.access import Caller, Role, requires
+from cloud_stub.api.access import Caller, Operator
 from cloud_stub.api.conflicts import Conflict
 from cloud_stub.api.dependencies import ServiceDependency
 from cloud_stub.api.forms import Fields, draft_of, fields_of
@@ -29,23 +29,23 @@ async def _pairs_of(request: Request) -> Pairs:
 
 
 @router.get("/deployments/new")
-def get_new(request: Request, service: ServiceDependency, caller: Caller = requires(Role.OPERATOR)) -> Response:
+def get_new(caller: Operator, request: Request, service: ServiceDependency) -> Response:
     """Show the form, filled with what the address says."""
     return _form(request, service, caller, fields_of(request.query_params.multi_items()))
 
 
 @router.get("/deployments/plan")
-def get_plan(request: Request, service: ServiceDependency, caller: Caller = requires(Role.OPERATOR)) -> Response:
+def get_plan(caller: Operator, request: Request, service: ServiceDependency) -> Response:
     """Show what the deployment would do, with the one confirm."""
     return _plan(request, service, caller, fields_of(request.query_params.multi_items()))
 
 
 @router.post("/deployments")
 def post_create(
+    caller: Operator,
     request: Request,
     service: ServiceDependency,
     pairs: Annotated[Pairs, Depends(_pairs_of)],
-    caller: Caller = requires(Role.OPERATOR),
 ) -> Response:
     """Create the deployment that was shown; when its plan has changed since, show it anew."""
     fields = fields_of(pairs)

@@ -1,11 +1,13 @@
-"""What routes are given: the service and the streams' hub. They are kept on the application, so that nothing is global."""
+"""What routes are given: the service and the streams' hub; the application keeps them, so that nothing is global."""
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from fastapi import Depends, Request
 
 from cloud_stub.api.events import Changes
 from cloud_stub.api.service_port import Service
+
+API_PREFIX: Final = "/api/v1"
 
 
 def service_of(request: Request) -> Service:

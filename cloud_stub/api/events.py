@@ -36,7 +36,9 @@ class Changes:
         """Wait for changes until stopped or canceled; the application's lifespan runs it."""
         limiter = CapacityLimiter(1)  # its own thread: requests do not queue behind it
         while not self._stopping:
-            counter = await to_thread.run_sync(self._service.wait_change, self._counter, _WAIT_S, limiter=limiter)
+            counter = await to_thread.run_sync(
+                self._service.wait_change, self._counter, _WAIT_S, limiter=limiter
+            )
             if counter != self._counter:
                 self._counter = counter
                 self._wake()
@@ -47,7 +49,7 @@ class Changes:
         self._wake()
 
     def stream(self, show: Callable[[int], tuple[str, Any] | None]) -> StreamingResponse:
-        """Return a stream of events: at each change `show(counter)`, run in a thread, gives (event, data) or nothing new.
+        """Return a stream of events: at each change `show(counter)`, run in a thread, gives (event, data) or none.
 
         Raises:
             ServiceError: too many streams are open.

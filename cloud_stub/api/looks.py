@@ -74,7 +74,9 @@ def device_row(reader: Reader, device_id: str) -> DeviceRow:
     """
     row = reader.device(device_id)
     if row is None:
-        raise NotFound(f"Device {device_id} is unknown; see `lastgood device list`, or add it with `lastgood device add`.")
+        raise NotFound(
+            f"Device {device_id} is unknown; see `lastgood device list`, or add it with `lastgood device add`."
+        )
     return row
 
 
@@ -91,7 +93,9 @@ def group(reader: Reader, name: str) -> views.GroupView:
     """
     counts = reader.count_devices().get(name)
     if counts is None and not reader.list_deployments(group=name, limit=1):
-        raise NotFound(f"No device is in group {name}, and nothing was deployed to it; see `lastgood group list`.")
+        raise NotFound(
+            f"No device is in group {name}, and nothing was deployed to it; see `lastgood group list`."
+        )
     return _group(reader, name, counts or (0, 0))
 
 
@@ -210,6 +214,8 @@ def _alerts_of_audit(reader: Reader, now_ms: int) -> list[AlertView]:
     for row in reader.audit(limit=_AUDIT_ROWS):
         if row.what == "alert" and row.at_ms >= now_ms - _ALERT_AGE_MS:
             said = str(row.facts.get("sentence", ""))
-            alert = AlertView(kind="alert", sentence=f"{row.about}: {said}.", about=row.about, at_ms=row.at_ms)
+            alert = AlertView(
+                kind="alert", sentence=f"{row.about}: {said}.", about=row.about, at_ms=row.at_ms
+            )
             found.setdefault((row.about, said), alert)
     return list(found.values())

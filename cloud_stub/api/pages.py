@@ -12,7 +12,7 @@ from fastapi import APIRouter, Form, Request
 from starlette.responses import RedirectResponse, Response
 
 from cloud_stub.api import looks, show
-from cloud_stub.api.access import Caller, Role, requires
+from cloud_stub.api.access import Admin, Operator, Viewer
 from cloud_stub.api.dependencies import ServiceDependency
 from cloud_stub.api.rendering import page
 from cloud_stub.api.routes import deployments, devices, updates
@@ -28,7 +28,7 @@ router = APIRouter(include_in_schema=False)
 
 
 @router.get("/")
-def get_overview(request: Request, service: ServiceDependency, caller: Caller = requires(Role.VIEWER)) -> Response:
+def get_overview(caller: Viewer, request: Request, service: ServiceDependency) -> Response:
     """Groups, active deployments, alerts, broker."""
     with service.read() as reader:
         view = looks.overview(reader, service.broker, service.now_ms())
@@ -37,12 +37,12 @@ def get_overview(request: Request, service: ServiceDependency, caller: Caller = 
 
 @router.get("/devices")
 def get_devices(
+    caller: Viewer,
     request: Request,
     service: ServiceDependency,
     group: str = "",
     search: str = "",
     after: str = "",
-    caller: Caller = requires(Role.VIEWER),
 ) -> Response:
     """Devices, by group and by the beginning of their ids."""
     with service.read() as reader:
@@ -65,9 +65,7 @@ def get_devices(
 
 
 @router.get("/devices/{device}")
-def get_device(
-    request: Request, device: str, service: ServiceDependency, caller: Caller = requires(Role.VIEWER)
-) -> Response:
+def get_device(caller: Viewer, request: Request, device: str, service: ServiceDependency) -> Response:
     """One device: its slots, what it waits on, its history."""
     with service.read() as reader:
         view = looks.device(reader, device)
@@ -77,16 +75,14 @@ def get_device(
 
 
 @router.post("/devices/{device}/group")
-def post_move(
-    device: str, service: ServiceDependency, group: str = Form(""), caller: Caller = requires(Role.OPERATOR)
-) -> Response:
+def post_move(caller: Operator, device: str, service: ServiceDependency, group: str = Form("")) -> Response:
     """Move a device; an empty name gives it back to its tag."""
     devices.move(service, device, group.strip() or None, caller.who)
     return RedirectResponse(f"/devices/{device}", 303)
 
 
 @router.get("/updates")
-def get_updates(request: Request, service: ServiceDependency, caller: Caller = requires(Role.VIEWER)) -> Response:
+def get_updates(caller: Viewer, request: Request, service: ServiceDependency) -> Response:
     """All updates."""
     with service.read() as reader:
         found = [show.update_view(row) for row in reader.list_updates()]
@@ -95,12 +91,7 @@ def get_updates(request: Request, service: ServiceDependency, caller: Caller = r
 
 @router.get("/updates/{provider}/{name}/{version}")
 def get_update(
-    request: Request,
-    provider: str,
-    name: str,
-    version: str,
-    service: ServiceDependency,
-    caller: Caller = requires(Role.VIEWER),
+    caller: Viewer, request: Request, provider: str, name: str, version: str, service: ServiceDependency
 ) -> Response:
     """One update with its files, and where it runs."""
     with service.read() as reader:
@@ -116,12 +107,7 @@ def get_update(
 
 @router.post("/updates/{provider}/{name}/{version}/withdraw")
 def post_withdraw(
-    provider: str,
-    name: str,
-    version: str,
-    service: ServiceDependency,
-    why: str = Form(""),
-    caller: Caller = requires(Role.ADMIN),
+    caller: Admin, provider: str, name: str, version: str, service: ServiceDependency, why: str = Form("")
 ) -> Response:
     """Stop offering an update."""
     if not why.strip():
@@ -131,7 +117,7 @@ def post_withdraw(
 
 
 @router.get("/deployments")
-def get_deployments(request: Request, service: ServiceDependency, caller: Caller = requires(Role.VIEWER)) -> Response:
+def get_deployments(caller: Viewer, request: Request, service: ServiceDependency) -> Response:
     """Deployments, the newest first."""
     with service.read() as reader:
         found = looks.deployments(reader, None, (), LIST_ROWS)
@@ -139,9 +125,7 @@ def get_deployments(request: Request, service: ServiceDependency, caller: Caller
 
 
 @router.get("/deployments/{deployment}")
-def get_deployment(
-    request: Request, deployment: str, service: ServiceDependency, caller: Caller = requires(Role.VIEWER)
-) -> Response:
+def get_deployment(caller: Viewer, request: Request, deployment: str, service: ServiceDependency) -> Response:
     """One deployment, followed live."""
     with service.read() as reader:
         view = looks.deployment(reader, looks.deployment_row(reader, deployment))
@@ -150,12 +134,12 @@ def get_deployment(
 
 @router.get("/deployments/{deployment}/devices")
 def get_assignments(
+    caller: Viewer,
     request: Request,
     deployment: str,
     service: ServiceDependency,
     state: AssignmentState | None = None,
     after: str = "",
-    caller: Caller = requires(Role.VIEWER),
 ) -> Response:
     """How each device does in a deployment."""
     with service.read() as reader:
@@ -167,26 +151,32 @@ def get_assignments(
     more = ""
     if len(rows) > PAGE_ROWS:
         more = "?" + urlencode({"state": state or "", "after": rows[PAGE_ROWS - 1].device})
-    values = {"deployment": view, "rows": found, "state": state, "states": list(AssignmentState), "more": more}
+    values = {
+        "deployment": view,
+        "rows": found,
+        "state": state,
+        "states": list(AssignmentState),
+        "more": more,
+    }
     return page(request, "assignments.html", caller, values)
 
 
 @router.post("/deployments/{deployment}/cancel")
-def post_cancel(deployment: str, service: ServiceDependency, caller: Caller = requires(Role.OPERATOR)) -> Response:
+def post_cancel(caller: Operator, deployment: str, service: ServiceDependency) -> Response:
     """End a deployment for good."""
     deployments.cancel(service, deployment, caller.who)
     return RedirectResponse(f"/deployments/{deployment}", 303)
 
 
 @router.post("/deployments/{deployment}/retry")
-def post_retry(deployment: str, service: ServiceDependency, caller: Caller = requires(Role.OPERATOR)) -> Response:
+def post_retry(caller: Operator, deployment: str, service: ServiceDependency) -> Response:
     """Give every failed device a new attempt."""
     deployments.retry(service, deployment, (), caller.who)
     return RedirectResponse(f"/deployments/{deployment}", 303)
 
 
 @router.get("/audit")
-def get_audit(request: Request, service: ServiceDependency, caller: Caller = requires(Role.VIEWER)) -> Response:
+def get_audit(caller: Viewer, request: Request, service: ServiceDependency) -> Response:
     """The audit log, the newest entry first."""
     with service.read() as reader:
         rows = [show.audit_view(row) for row in reader.audit(limit=LIST_ROWS)]

@@ -32,7 +32,7 @@ def page(
     """Return a page; `caller` is who looks, or None before signing in."""
     environment: Environment = request.app.state.templates
     text = environment.get_template(template).render(
-        caller=caller,
+        visitor=caller,
         may_operate=caller is not None and caller.role >= Role.OPERATOR,
         may_administer=caller is not None and caller.role >= Role.ADMIN,
         path=request.url.path,

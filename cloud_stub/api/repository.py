@@ -1,7 +1,7 @@
 """The repository of manifests and files that devices download from, under signed, expiring addresses.
 
 It is not for operators, and knows no roles: an address is valid when its query is signed by this cloud (DESIGN.md
-section 7). Files are named by their sha256, which is also their ETag, so that a download resumes exactly or begins anew.
+section 7). Files are named by their sha256, which is also their ETag, so a download resumes exactly or begins anew.
 """
 
 import re
@@ -46,7 +46,9 @@ def get_file(request: Request, sha256: str, service: ServiceDependency) -> Respo
 
 
 @router.api_route("/manifests/{provider}/{name}/{version}.json", methods=["GET", "HEAD"])
-def get_manifest(request: Request, provider: str, name: str, version: str, service: ServiceDependency) -> Response:
+def get_manifest(
+    request: Request, provider: str, name: str, version: str, service: ServiceDependency
+) -> Response:
     """Serve the manifest of an update, in the very bytes whose sha256 is its identity."""
     with service.read() as reader:
         row = reader.update(str(UpdateId.of(provider, name, version)))
@@ -64,9 +66,7 @@ def _is_known(request: Request, sha256: str) -> bool:
 
 
 def _forget_unreadable_range(request: Request) -> None:
-    """Serve the whole file for a range in another unit or grammar, as RFC 9110 (14.2) asks; Starlette refuses with 400."""
+    """Serve the whole file for a range in another unit or grammar, as RFC 9110 (14.2) asks; Starlette answers 400."""
     given = request.headers.get("range")
     if given is not None and not _RANGE.fullmatch(given):
         request.scope["headers"] = [pair for pair in request.scope["headers"] if pair[0] != b"range"]
-
-

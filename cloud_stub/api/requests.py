@@ -1,6 +1,6 @@
 """What operators send: models of requests, how a request becomes a draft, and one plain sentence when it does not.
 
-They hold no rules beyond the form of a request; unknown fields are refused, since a field that nothing reads is a defect.
+They hold no rules beyond the form of a request; a field that nothing reads is refused.
 """
 
 from collections.abc import Iterable, Mapping
@@ -76,6 +76,11 @@ class PolicyRequest(Request):
     match: Literal["all", "any"] = "all"
     percent_of: Literal["group", "attempted"] = "group"
 
+    def draft(self) -> PolicyDraft:
+        """Return the policy's draft for the core."""
+        back = tuple(self.rollback_to)
+        return PolicyDraft(self.failed_percent, self.failed_count, back, self.match, self.percent_of)
+
 
 class DraftRequest(Request):
     """A deployment as an operator writes it."""
@@ -93,14 +98,12 @@ class DraftRequest(Request):
 
     def draft(self) -> DeploymentDraft:
         """Return the draft for the core."""
-        policy = self.policy and PolicyDraft(
-            failed_percent=self.policy.failed_percent,
-            failed_count=self.policy.failed_count,
-            rollback_to=tuple(self.policy.rollback_to),
-            match=self.policy.match,
-            percent_of=self.policy.percent_of,
-        )
-        own = {name: getattr(self, name) for name in DraftRequest.model_fields if name not in ("updates", "policy")}
+        policy = self.policy.draft() if self.policy else None
+        own = {
+            name: getattr(self, name)
+            for name in DraftRequest.model_fields
+            if name not in ("updates", "policy")
+        }
         return DeploymentDraft(**own, updates=tuple(self.updates), policy=policy)
 
 

@@ -88,7 +88,9 @@ def trip(numbers: Trip) -> str:
     joined = "and" if numbers.match == "all" else "or"
     rule = _thresholds(numbers.failed_count, numbers.failed_percent, numbers.percent_of, joined)
     of = "" if numbers.percent_of == "group" else " attempted"
-    return f"Went back: {numbers.failed} of {numbers.base}{of} failed ({percent:.1f} %); the policy was {rule}."
+    return (
+        f"Went back: {numbers.failed} of {numbers.base}{of} failed ({percent:.1f} %); the policy was {rule}."
+    )
 
 
 def headline(row: DeploymentRow, retrying: int) -> str:
@@ -102,7 +104,11 @@ def headline(row: DeploymentRow, retrying: int) -> str:
     parts += [f"{count} {what}" for count, what in _rest(tally, retrying) if count]
     text = ", ".join(parts) + "."
     if row.state is DeploymentState.ACTIVE and not tally.pending and not tally.working and not retrying:
-        return f"Settled: {text}" if tally.succeeded + tally.failed + tally.canceled else "Nobody is in the group yet."
+        return (
+            f"Settled: {text}"
+            if tally.succeeded + tally.failed + tally.canceled
+            else "Nobody is in the group yet."
+        )
     return text
 
 

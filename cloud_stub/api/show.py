@@ -56,7 +56,9 @@ def device_view(row: DeviceRow) -> DeviceView:
 
 def device_detail(row: DeviceRow, history: Iterable[AssignmentRow]) -> DeviceDetail:
     """Show a device in full, its newest assignment first."""
-    newest_first = sorted(history, key=lambda assignment: (assignment.epoch, assignment.updated_ms), reverse=True)
+    newest_first = sorted(
+        history, key=lambda assignment: (assignment.epoch, assignment.updated_ms), reverse=True
+    )
     return DeviceDetail(
         **_device_fields(row),
         created_ms=row.created_ms,
@@ -90,8 +92,12 @@ def group_view(
         group=group,
         members=counts[0],
         online=counts[1],
-        runs=[RunsView(update=name or None, sha256=sha or None, count=count) for (name, sha), count in ordered],
-        classes=[ClassView(device_class=c.class_key, members=c.members, floor_max=c.floor_max) for c in classes],
+        runs=[
+            RunsView(update=name or None, sha256=sha or None, count=count) for (name, sha), count in ordered
+        ],
+        classes=[
+            ClassView(device_class=c.class_key, members=c.members, floor_max=c.floor_max) for c in classes
+        ],
         active=active.id if active else None,
         offers=[ref.update for ref in active.updates] if active else [],
     )
@@ -111,7 +117,10 @@ def update_detail(row: UpdateRow) -> UpdateDetail:
             FileView(filename=name, size_bytes=file.sizeInBytes, sha256=file.sha256)
             for name, file in manifest.files.items()
         ],
-        steps=[f"{step.handler} ({', '.join(step.files)})" if step.files else step.handler for step in manifest.steps],
+        steps=[
+            f"{step.handler} ({', '.join(step.files)})" if step.files else step.handler
+            for step in manifest.steps
+        ],
     )
 
 
@@ -124,7 +133,9 @@ def deployment_detail(row: DeploymentRow, members: int, failed: Iterable[Assignm
     """Show a deployment in full; `failed` are its assignments in state failed."""
     rows = list(failed)
     retrying = sum(assignment.retry_at_ms is not None for assignment in rows)
-    open_now = row.tally.pending + row.tally.working + (retrying if row.state is DeploymentState.ACTIVE else 0)
+    open_now = (
+        row.tally.pending + row.tally.working + (retrying if row.state is DeploymentState.ACTIVE else 0)
+    )
     ended = row.tally.succeeded + row.tally.failed + row.tally.canceled
     return DeploymentDetail(
         **_deployment_fields(row, members),
@@ -166,7 +177,9 @@ def plan_view(plan: Plan) -> PlanView:
 
 def audit_view(row: AuditRow) -> AuditView:
     """Show an entry of the audit log."""
-    return AuditView(**{**{name: getattr(row, name) for name in AuditView.model_fields}, "facts": dict(row.facts)})
+    return AuditView(
+        **{**{name: getattr(row, name) for name in AuditView.model_fields}, "facts": dict(row.facts)}
+    )
 
 
 def _device_fields(row: DeviceRow) -> dict[str, Any]:

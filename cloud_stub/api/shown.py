@@ -69,7 +69,9 @@ def bar(counts: Iterable[tuple[int, str, str]]) -> list[dict[str, Any]]:
     parts, at = [], 0.0
     for count, label, kind in rows:
         width = 100 * count / total
-        parts.append({"count": count, "label": label, "kind": kind, "x": round(at, 3), "width": round(width, 3)})
+        parts.append(
+            {"count": count, "label": label, "kind": kind, "x": round(at, 3), "width": round(width, 3)}
+        )
         at += width
     return parts
 
@@ -108,5 +110,12 @@ FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
     "words": lambda text: str(text).replace("_", " "),
     "compact": lambda value: json.dumps(value, ensure_ascii=False, sort_keys=True),
 }
-GLOBALS: Final[Mapping[str, Any]] = {"NAVIGATION": (("/", "Overview"), ("/devices", "Devices"), ("/updates", "Updates"),
-                                                    ("/deployments", "Deployments"), ("/audit", "Audit"))}
+GLOBALS: Final[Mapping[str, Any]] = {
+    "NAVIGATION": (
+        ("/", "Overview"),
+        ("/devices", "Devices"),
+        ("/updates", "Updates"),
+        ("/deployments", "Deployments"),
+        ("/audit", "Audit"),
+    )
+}

@@ -7,7 +7,7 @@ another site's link would come without the new cookie, which is SameSite=Strict.
 from fastapi import APIRouter, Form, Request
 from starlette.responses import RedirectResponse, Response
 
-from cloud_stub.api.access import SESSION_MS, Access, Caller, Role, check_origin, cookie_name, requires
+from cloud_stub.api.access import SESSION_MS, Access, Viewer, check_origin, cookie_name
 from cloud_stub.api.rendering import page
 
 router = APIRouter(include_in_schema=False)
@@ -36,7 +36,7 @@ def post_login(request: Request, token: str = Form("")) -> Response:
 
 
 @router.post("/logout")
-def post_logout(request: Request, caller: Caller = requires(Role.VIEWER)) -> Response:
+def post_logout(caller: Viewer, request: Request) -> Response:
     """End the session."""
     _access(request).sign_out(request)
     answer = RedirectResponse("/login", 303)

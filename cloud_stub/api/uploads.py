@@ -7,7 +7,7 @@ it says what each file must be; files that are stored already may be left out.
 
 import io
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -16,7 +16,12 @@ from cloud_stub.ports import Files
 from protocol.errors import OperatorError
 from protocol.manifest import MANIFEST_BYTES_MAX, Manifest, read_manifest
 
-DRAIN_BYTES_MAX: Final = 64 * 2**20  # read and thrown away after a refusal, so that the client hears the reason
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
+
+DRAIN_BYTES_MAX: Final = (
+    64 * 2**20
+)  # read and thrown away after a refusal, so that the client hears the reason
 MANIFEST_PART: Final = "manifest"
 FILE_PART: Final = "file"
 
@@ -40,7 +45,7 @@ class Part(io.RawIOBase):
         Raises:
             OperatorError: the body was cut short or is not multipart.
         """
-        return self._body.read_part(size if size is not None and size >= 0 else None)
+        return self._body.read_part(size if size >= 0 else None)
 
     def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
         """Fill a buffer; return how many bytes it got."""
@@ -55,7 +60,9 @@ class Body:
     def __init__(self, chunks: Iterator[bytes], content_type: str) -> None:
         kind, options = parse_options_header(content_type)
         if kind != b"multipart/form-data" or not options.get(b"boundary"):
-            raise OperatorError("The import is not multipart/form-data; send it with `lastgood update import`.")
+            raise OperatorError(
+                "The import is not multipart/form-data; send it with `lastgood update import`."
+            )
         self._chunks = chunks
         self._events: list[tuple[str, bytes]] = []
         self._at = 0
@@ -82,7 +89,10 @@ class Body:
                     field = value = b""
                 case ("headers", _):
                     _, options = parse_options_header(headers.get(b"content-disposition", b""))
-                    yield Part(self, *(options.get(key, b"").decode("utf-8", "replace") for key in (b"name", b"filename")))
+                    yield Part(
+                        self,
+                        *(options.get(key, b"").decode("utf-8", "replace") for key in (b"name", b"filename")),
+                    )
 
     def read_part(self, size: int | None) -> bytes:
         """Return up to `size` bytes of the part in turn; all of it when None."""
@@ -131,11 +141,11 @@ class Body:
         except FormParserError as error:
             raise _broken(error) from error
 
-    def _callbacks(self) -> dict[str, object]:
-        def note(kind: str) -> object:
+    def _callbacks(self) -> "MultipartCallbacks":
+        def note(kind: str) -> Callable[[], None]:
             return lambda: self._events.append((kind, b""))
 
-        def data(kind: str) -> object:
+        def data(kind: str) -> Callable[[bytes, int, int], None]:
             return lambda data, start, end: self._events.append((kind, bytes(data[start:end])))
 
         def end() -> None:
@@ -169,7 +179,9 @@ def receive(body: Body, files: Files, check: Callable[[Manifest], None]) -> byte
         _store(part, manifest, files)
     for name, file in manifest.files.items():
         if files.path(file.sha256) is None:
-            raise OperatorError(f"The file {name!r} of the manifest is missing; put it beside the manifest and import again.")
+            raise OperatorError(
+                f"The file {name!r} of the manifest is missing; put it beside the manifest and import again."
+            )
     return data
 
 
@@ -185,7 +197,9 @@ def _manifest_of(part: Part | None) -> tuple[bytes, Manifest]:
 def _store(part: Part, manifest: Manifest, files: Files) -> None:
     wanted = manifest.files.get(part.filename)
     if wanted is None:
-        raise OperatorError(f"The file {part.filename!r} is not in the manifest; send only files that it names.")
+        raise OperatorError(
+            f"The file {part.filename!r} is not in the manifest; send only files that it names."
+        )
     if files.path(wanted.sha256) is not None:
         return  # stored already: nothing to do, and the part is skipped
     try:
@@ -195,4 +209,6 @@ def _store(part: Part, manifest: Manifest, files: Files) -> None:
 
 
 def _broken(error: Exception) -> OperatorError:
-    return OperatorError(f"The import is not well-formed multipart ({error}); send it with `lastgood update import`.")
+    return OperatorError(
+        f"The import is not well-formed multipart ({error}); send it with `lastgood update import`."
+    )

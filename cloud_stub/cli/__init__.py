@@ -1,1 +1,1 @@
-"""The operator's commands: a thin HTTP client of the API. They hold no rules; the cloud says what is refused, and why."""
+"""The operator's commands: a thin HTTP client of the API. They hold no rules; the cloud says what is refused."""

@@ -25,7 +25,8 @@ from cloud_stub.adapters.keys import Secrets, load_or_make
 from cloud_stub.adapters.lock import locked
 from cloud_stub.adapters.mqtt import Link
 from cloud_stub.adapters.store import open_store
-from cloud_stub.api import create_app
+from cloud_stub.api.access import Role
+from cloud_stub.api.app import create_app
 from cloud_stub.core.links import signed_query
 from cloud_stub.orchestrator import Orchestrator, Settings
 from cloud_stub.orchestrator.outbox import Outbox
@@ -37,6 +38,7 @@ from protocol.topics import DEFAULT_PREFIX, Topics
 
 HOST: Final = "127.0.0.1"  # loopback by default; another address is an operator's explicit word
 DATA_DEFAULT: Final = "lastgood-data"
+SETUP_CODE_BYTES: Final = 16
 SHUTDOWN_S: Final = 3  # for pages that follow a deployment live: they end with the cloud
 
 
@@ -75,6 +77,7 @@ def up(
 ) -> None:
     """Start the update service, and keep it until Ctrl-C."""
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     with locked(data / "lock"):
         ports = _Ports.load(data)
         listener = _listener(host, ports.http if port is None else port)
@@ -149,16 +152,16 @@ def _serve(
     assembly: Assembly, options: _Options, listener: socket.socket, say: Callable[[str], None]
 ) -> None:
     """Run until a signal; the service is stopped before the broker is."""
-    setup_code = secrets.token_urlsafe(9)
+    setup_code = secrets.token_urlsafe(SETUP_CODE_BYTES)
     app = create_app(
         assembly.service,
-        tokens=assembly.kept.roles,
+        tokens={digest: Role[role.upper()] for digest, role in assembly.kept.roles.items()},
         setup_code=setup_code,
         random_token=lambda: secrets.token_urlsafe(24),
     )
     _write_client_files(options, assembly)
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=SHUTDOWN_S)
-    server = uvicorn.Server(config)
+    server = _Server(config, app.state.changes.stop)
     assembly.service.start()
     try:
         _greet(options, assembly, setup_code, say)
@@ -166,6 +169,19 @@ def _serve(
     finally:
         assembly.service.stop()
         say("The cloud has stopped; `lastgood cloud up` goes on where it was.")
+
+
+class _Server(uvicorn.Server):
+    """A server that ends its event streams before it waits for its connections."""
+
+    def __init__(self, config: uvicorn.Config, end_streams: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._end_streams = end_streams
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the streams, then shut down."""
+        self._end_streams()
+        await super().shutdown(sockets)
 
 
 def _greet(options: _Options, assembly: Assembly, setup_code: str, say: Callable[[str], None]) -> None:

@@ -159,7 +159,7 @@ def _check_floors_of_updates(updates: Sequence[UpdateRow], back: Sequence[Update
             )
             if shared and target.release_counter < update.release_counter:
                 raise OperatorError(
-                    f"The way back is barred: the release counter of {target.update} is {target.release_counter}, and that of "
-                    f"{update.update} is {update.release_counter}. Publish the older version again with a counter of "
+                    f"The way back is barred: the release counter of {target.update} is {target.release_counter}, and "
+                    f"that of {update.update} is {update.release_counter}. Publish the older version again with a counter of "
                     f"at least {update.release_counter}."
                 )

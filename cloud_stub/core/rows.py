@@ -165,7 +165,7 @@ class AssignmentRow:
 
 @dataclass(frozen=True, slots=True)
 class DeviceRow:
-    """One device: what the cloud wants of it, and what it last reported. The row is its outbox (DESIGN.md section 4)."""
+    """One device: what the cloud wants of it, and what it last reported. The row is its outbox (DESIGN.md 4)."""
 
     id: str
     created_ms: int

@@ -100,7 +100,7 @@ def timed_out(
 
 
 def retried(row: AssignmentRow, *, by_operator: bool, now_ms: int) -> AssignmentRow:
-    """Return the row with a new attempt: an operator's retry suspends a counted failure, an automatic one does not (R15)."""
+    """Return the row with a new attempt; only an operator's retry suspends a counted failure (R15)."""
     elsewhere = row.party in (Party.SERVER, Party.NETWORK)
     return replace(
         row,

@@ -39,7 +39,7 @@ def _of_row(device: DeviceRow, active: DeploymentRow, row: AssignmentRow, now_ms
     there = "it is offline, and gets it when it says hello" if not device.online else "it is online"
     sentences = {
         _S.INCOMPATIBLE: f"Deployment {active.id} does not fit it: {row.detail}.",
-        _S.UNPROTECTED: f"Deployment {active.id} is not offered to it, for it could not be taken back: {row.detail} (R17, R20).",
+        _S.UNPROTECTED: f"Deployment {active.id} is not offered to it: {row.detail}, so no way back (R17, R20).",
         _S.CANCELED: f"Its attempt in deployment {active.id} was canceled: it stays as it is.",
         _S.DROPPED: f"It was dropped from deployment {active.id}: {row.detail}.",
         _S.PENDING: f"Deployment {active.id} offers it {row.update} (attempt {row.attempt}); {there}.",
@@ -59,7 +59,9 @@ def _of_row(device: DeviceRow, active: DeploymentRow, row: AssignmentRow, now_ms
 
 def _working(active: DeploymentRow, row: AssignmentRow) -> str:
     if row.phase in PAST_NO_RETURN:
-        return f"It tries {row.update} now ({row.phase}, attempt {row.attempt}): past the point of no return, it runs to its verdict (R5)."
+        return (
+            f"It tries {row.update} now ({row.phase}, attempt {row.attempt}), and runs to its verdict (R5)."
+        )
     bytes_told = f", {row.bytes_done} of {row.bytes_total} bytes" if row.bytes_total else ""
     return f"It works on {row.update} for deployment {active.id}: {row.phase}{bytes_told}, attempt {row.attempt}."
 
@@ -71,7 +73,8 @@ def _failed(active: DeploymentRow, row: AssignmentRow, now_ms: int) -> str:
     )
     if row.retry_at_ms is not None:
         return f"{told} Waiting to retry in {max(0, row.retry_at_ms - now_ms) // 1000} s (R15)."
-    return f"{told} It stays on its last known good until `lastgood deploy retry {active.id} --device {row.device}` (R15)."
+    retry = f"lastgood deploy retry {active.id} --device {row.device}"
+    return f"{told} It stays on its last known good until `{retry}` (R15)."
 
 
 def _besides(device: DeviceRow, now_ms: int) -> list[str]:

@@ -1,1 +1,1 @@
-"""The rules of the simulator: what a scenario says, who fails, how long work takes, and whether what was expected holds."""
+"""The rules of the simulator: what a scenario says, who fails, how long work takes, and what holds at the end."""

@@ -1,7 +1,7 @@
 """Who is in a fleet: one value for each device of a scenario, and which of them fail which update.
 
-It connects nothing. It keeps the rule that who fails is named by the scenario's seed alone, so that a run can be repeated
-and a story can say beforehand whom it will hit.
+It connects nothing. It keeps the rule that who fails is named by the scenario's seed alone, so that a run can be
+repeated, and a story can say beforehand whom it will hit.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,7 @@
 """Plays a scenario's steps on a stage, one look at a time, and judges at the end what was expected.
 
-It has no clock and no loop: a world calls `advance` again and again with its own time, a virtual one or the wall's. It keeps
-the rule that a step waits for a fact and never for a time.
+It has no clock and no loop: a world calls `advance` again and again with its own time, a virtual one or the wall's. It
+keeps the rule that a step waits for a fact and never for a time.
 """
 
 from collections.abc import Callable, Sequence
@@ -160,7 +160,8 @@ def describe(step: Step) -> str:
                 return text
             joined = "and" if step.policy.match == "all" else "or"
             back = ", ".join(step.policy.rollback_to)
-            return f"{text}; back to {back} at {step.policy.failed_count} failed {joined} {step.policy.failed_percent} %"
+            numbers = f"{step.policy.failed_count} failed {joined} {step.policy.failed_percent} %"
+            return f"{text}; back to {back} at {numbers}"
         case Move():
             return (
                 f"move {step.device} to {step.group}"

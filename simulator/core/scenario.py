@@ -120,6 +120,24 @@ class DevicePart(Part):
     download_tries: Annotated[int, Field(ge=1, le=100)] = 8
 
 
+class StormPart(Part):
+    """Faults that last until a time, all from the run's seed; afterwards everything must converge. Virtual time only."""
+
+    until_s: Annotated[float, Field(gt=0, le=86_400)]
+    loss: Share = 0.0  # of messages, either way
+    duplicate: Share = 0.0
+    late: Share = 0.0  # held up for up to late_s, so that later ones overtake them
+    late_s: Seconds = 3.0
+    drop_connection: Share = 0.0  # with each message of a device
+    fetch_fails: Share = 0.0  # of downloads
+    power_losses: Annotated[int, Field(ge=0, le=1_000_000)] = (
+        0  # each on a device of the seed's choice, busy ones first
+    )
+    dark_s: Seconds = 8.0  # the most that a device stays without power
+    cloud_kills_s: list[Seconds] = []  # when the cloud is killed
+    cloud_down_s: Seconds = 4.0
+
+
 class FailurePart(Part):
     """Which update fails, on whom, and how. Without `share`, `count` or `devices` it fails on all in scope."""
 
@@ -314,6 +332,7 @@ class Scenario(Part):
     restart: WorkPart = WorkPart(median_s=0.3)
     device: DevicePart = DevicePart()
     failure: list[FailurePart] = []
+    storm: StormPart | None = None
     step: Annotated[list[Step], Field(max_length=STEPS_MAX)] = []
     expect: list[Fact] = []
 
@@ -361,9 +380,9 @@ def _is_tag(part: str | int, place: tuple[str | int, ...], fields: Mapping[str, 
     """Return whether a part of an error's place is pydantic's name for a kind of step or fact, and no field."""
     value: Any = fields
     for key in place[: place.index(part)]:
-        if isinstance(value, Mapping) and key in value:
-            value = value[key]
-        elif isinstance(value, list) and isinstance(key, int) and key < len(value):
+        in_table = isinstance(value, Mapping) and key in value
+        in_list = isinstance(value, list) and isinstance(key, int) and key < len(value)
+        if in_table or in_list:
             value = value[key]
     return isinstance(value, Mapping) and part in (value.get("do"), value.get("what"))
 

@@ -1,8 +1,8 @@
 """One virtual device's connection to the broker: paho without threads, on a shared asyncio loop.
 
-It does not know what messages mean. It keeps DESIGN.md section 4: MQTT 5, and 3.1.1 where the broker refuses it; nothing
-retained and no session; a device hears `connected` only after the broker granted every subscription; the last will bears
-the connection's nonce (R9); reconnects with full jitter. FACTS.md says how paho is driven.
+It does not know what messages mean. It keeps DESIGN.md section 4: MQTT 5, and 3.1.1 where the broker refuses it;
+nothing retained and no session; a device hears `connected` only after the broker granted every subscription; the last
+will bears the connection's nonce (R9); reconnects with full jitter. How paho is driven: one loop, no threads.
 """
 
 import asyncio
@@ -74,7 +74,7 @@ class Login:
     source: str | None = None  # the address to connect from
 
 
-class Ends(Exception):  # noqa: N818 - not an error: the device has left
+class Ends(Exception):
     """The connection was closed while it was being opened."""
 
 
@@ -113,7 +113,8 @@ def source_for(host: str, index: int, total: int, ports_each: int = 20_000) -> s
 class Connection:
     """Stays connected from `open` until `close`. All of it runs on the hub's loop.
 
-    `on_up(nonce)`, `on_down()` and `on_message(kind, payload)` are called on the loop; `spread_ms()` is asked after a loss.
+    `on_up(nonce)`, `on_down()` and `on_message(kind, payload)` are called on the loop; `spread_ms()` is asked after a
+    loss.
     """
 
     __slots__ = (

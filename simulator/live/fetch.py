@@ -1,8 +1,8 @@
 """Real downloads for a simulated fleet: a bounded pool of threads, bytes verified, and a cache that devices share.
 
-Nothing is kept but manifests: a file's bytes are hashed as they stream by, and then dropped. With `fetches` a device fetches
-every file for itself; the others take the word of one real, verified fetch per file and process, and fetch it if none was
-made yet.
+Nothing is kept but manifests: a file's bytes are hashed as they stream by, and then dropped. With `fetches` a device
+fetches every file for itself; the others take the word of one real, verified fetch for each update and process, and
+make it if none was made yet.
 """
 
 import asyncio

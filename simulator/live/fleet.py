@@ -1,8 +1,8 @@
 """A fleet of virtual devices in one process: one thread, one asyncio loop, one connection for each device.
 
 It is a library: the command line, the demo and the benchmarks start a fleet, add devices, look, and stop it. It decides
-nothing about updates. Everything that touches a device runs on the fleet's own thread; what can be asked from outside are
-values. It keeps the rule that a fleet which stops says goodbye: no last will is fired.
+nothing about updates. Everything that touches a device runs on the fleet's own thread; what can be asked from outside
+are values. It keeps the rule that a fleet which stops says goodbye: no last will is fired.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ class FleetOptions:
 
     seed: int
     model: Model
-    settings: Settings = Settings()
+    settings: Settings
     freeze: bool = False  # gc.freeze() after devices were added: for a process that does little else
 
 
@@ -125,7 +125,7 @@ class LiveFleet:
         """Add devices with their join texts; each connects when it arrives, counted from now.
 
         Raises:
-            OperatorError: a join text is damaged, the broker's address is no good, or the process may not open so many files.
+            OperatorError: a join text is damaged, the broker's address is no good, or so many files may not be open.
         """
         world = self._the_world()
         joined = [(member, decode_join(text)) for member, text in fleet]

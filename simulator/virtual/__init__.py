@@ -1,1 +1,1 @@
-"""The virtual world: the real cloud and the agents' real cores on one clock that only moves when nothing is left to do."""
+"""The virtual world: the real cloud and the agents' real cores on a clock that moves when nothing is left to do."""

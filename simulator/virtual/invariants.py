@@ -45,7 +45,7 @@ class Invariants:
             raise InvariantBroken(f"{device.id}: {' '.join(found)}")
 
     def message_passed(self, way: str, device: str, kind: Kind, payload: bytes) -> None:
-        """Hold a message of a device to what it said before: its epoch never falls, a verdict is decided once (R1, R7)."""
+        """Hold a message to what its device said before: epochs never fall, a verdict is decided once (R1, R7)."""
         if way != "up" or kind is not Kind.STATE:
             return
         self.checks += 1

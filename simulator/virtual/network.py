@@ -1,8 +1,8 @@
 """The network of the virtual world: broker and links in memory, with latency, and with faults while they are on.
 
-It carries bytes, and knows nothing of what they say. It keeps what MQTT promises and no more: a message to a device without
-a connection is lost, and a lost connection fires the will of that connection. Every draw comes from one seed, and every
-message goes into the trace.
+It carries bytes, and knows nothing of what they say. It keeps what MQTT promises and no more: a message to a device
+without a connection is lost, and a lost connection fires the will of that connection. Every draw comes from one seed,
+and every message goes into the trace.
 """
 
 from collections.abc import Callable

@@ -1,12 +1,12 @@
 """A scenario in virtual time: the real cloud, and agents' real cores, on one heap, from one seed.
 
-No socket, no thread, no sleep: a day passes in seconds, and the same seed makes the same bytes. Faults (loss, duplicates,
-late messages, broken connections, power losses, killed clouds) are on while a `Storm` lasts; afterwards everything must
-converge, and what was expected must hold.
+No socket, no thread, no sleep: a day passes in seconds, and the same seed makes the same bytes. Faults (loss,
+duplicates, late messages, broken connections, power losses, killed clouds) are on while the scenario's storm lasts; afterwards
+everything must converge, and what was expected must hold.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from agent.core.device import Device
@@ -32,7 +32,7 @@ from simulator.core.facts import DeploymentSight, DeviceSight, Sight
 from simulator.core.fleet import Member, failures, members
 from simulator.core.payload import make
 from simulator.core.play import Ending, Play
-from simulator.core.scenario import ROLLBACK_OF, Deploy, Scenario, UpdatePart
+from simulator.core.scenario import ROLLBACK_OF, Deploy, Scenario, StormPart, UpdatePart
 from simulator.device import VirtualDevice, model_of, settings_of
 from simulator.ports import Answer, Got
 from simulator.virtual.clock import VirtualClock
@@ -42,19 +42,6 @@ from simulator.virtual.network import QUIET, Conditions, Network
 
 LOOK_MS: Final = 250  # between two looks at the facts that the scenario waits for
 FETCH_MS: Final = 15.0  # a request to the repository
-
-
-@dataclass(frozen=True, slots=True)
-class Storm:
-    """Faults that last until a time; all of them come from the run's seed."""
-
-    conditions: Conditions
-    until_ms: int
-    power_losses: int = 0  # over the whole storm, each on a device of the seed's choice
-    dark_ms: int = 8_000  # the most that a device stays without power
-    cloud_kills: Sequence[int] = ()  # when the cloud dies, in milliseconds
-    cloud_down_ms: int = 4_000
-    fetch_fails: float = 0.0  # the share of downloads that break off
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +62,7 @@ class Run:
 class VirtualWorld:
     """The port `Stage` in virtual time."""
 
-    def __init__(self, scenario: Scenario, seed: int | None = None, storm: Storm | None = None) -> None:
+    def __init__(self, scenario: Scenario, seed: int | None = None) -> None:
         self.scenario = scenario
         self.seed = scenario.seed if seed is None else seed
         self.clock = VirtualClock()
@@ -83,7 +70,6 @@ class VirtualWorld:
         self.devices: dict[str, VirtualDevice] = {}
         self.power_losses = 0
         self.said: list[str] = []
-        self._storm = storm
         self._members = members(scenario, self.seed)
         self._model = model_of(scenario, failures(scenario.failure, self._members, self.seed))
         self._settings = settings_of(scenario)
@@ -119,8 +105,8 @@ class VirtualWorld:
             self._make(member)
             if member.arrives_ms is not None:
                 self._arrive(member, member.arrives_ms)
-        if self._storm is not None:
-            self._let_storm(self._storm)
+        if self.scenario.storm is not None:
+            self._let_storm(self.scenario.storm)
         play = Play(self.scenario, self, 0.0, self._say)
         self._play(play)
         ending = play.ending
@@ -226,23 +212,33 @@ class VirtualWorld:
             self.cloud.kill()
             self.clock.call_later(down_ms, self.cloud.start)
 
-    def _let_storm(self, storm: Storm) -> None:
-        self.network.conditions = storm.conditions
+    def _let_storm(self, storm: StormPart) -> None:
+        self.network.conditions = replace(
+            self._calm,
+            loss=storm.loss,
+            duplicate=storm.duplicate,
+            late=storm.late,
+            late_ms=storm.late_s * 1_000,
+            drop_connection=storm.drop_connection,
+        )
         self._repository.fails = storm.fetch_fails
-        for at_ms in storm.cloud_kills:
-            self.clock.call_later(at_ms, lambda: self.restart_cloud(storm.cloud_down_ms))
+        for at_s in storm.cloud_kills_s:
+            self.clock.call_later(
+                round(at_s * 1_000), lambda: self.restart_cloud(round(storm.cloud_down_s * 1_000))
+            )
         for _ in range(storm.power_losses):
-            self.clock.call_later(round(self._chance.uniform() * storm.until_ms), lambda: self._strike(storm))
-        self.clock.call_later(storm.until_ms, self._calm_down)
+            at_ms = round(self._chance.uniform() * storm.until_s * 1_000)
+            self.clock.call_later(at_ms, lambda: self._strike(storm))
+        self.clock.call_later(round(storm.until_s * 1_000), self._calm_down)
 
-    def _strike(self, storm: Storm) -> None:
+    def _strike(self, storm: StormPart) -> None:
         """Take the power of a device that has it; those in the middle of their work are struck first."""
-        lit = [device for device in self.devices.values() if device.core is not None and device.starts]
+        lit = [device for device in self.devices.values() if device.core is not None]
         busy = [device for device in lit if device.phase != "idle"]
         choice = busy or lit
         if choice:
             device = choice[int(self._chance.uniform() * len(choice))]
-            self.lose_power(device, round(self._chance.uniform() * storm.dark_ms))
+            self.lose_power(device, round(self._chance.uniform() * storm.dark_s * 1_000))
 
     def _calm_down(self) -> None:
         self.network.conditions = self._calm

@@ -9,7 +9,9 @@ from protocol.identity import DEFAULT_GROUP, UpdateId, Version, check_device_id,
 from protocol.messages import Target
 
 PARTS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9.-]{0,63}", fullmatch=True)
-VERSIONS = st.lists(st.integers(0, 2_147_483_647), min_size=1, max_size=4).map(lambda ns: ".".join(map(str, ns)))
+VERSIONS = st.lists(st.integers(0, 2_147_483_647), min_size=1, max_size=4).map(
+    lambda ns: ".".join(map(str, ns))
+)
 
 
 @pytest.mark.parametrize("text", ["a", "0", "pi-17", "A.b_c-9", "a" * 64, "All"])
@@ -19,7 +21,9 @@ def test_a_device_id_is_returned_as_it_is(text: str) -> None:
     assert check_group(text) == text
 
 
-@pytest.mark.parametrize("text", ["", "-a", ".a", "a" * 65, "a/b", "a b", "a+", "#", "é", "a\n", "\na", "a\x00"])
+@pytest.mark.parametrize(
+    "text", ["", "-a", ".a", "a" * 65, "a/b", "a b", "a+", "#", "é", "a\n", "\na", "a\x00"]
+)
 def test_what_is_no_device_id_is_refused(text: str) -> None:
     """Wildcards, separators, line ends and other scripts would break topics and access lists."""
     with pytest.raises(OperatorError, match="is not a device id"):
@@ -49,12 +53,28 @@ def test_an_update_id_round_trips(provider: str, name: str, version: str) -> Non
     update = UpdateId.of(provider, name, version)
     assert UpdateId.parse(str(update)) == update
     assert str(UpdateId.parse(str(update))) == f"{provider}/{name}:{version}"
-    assert Target(update=str(update), path=update.manifest_path, size_bytes=1, sha256="0" * 64)
+    target = Target(update=str(update), path=update.manifest_path, size_bytes=1, sha256="0" * 64)
+    assert target.path == update.manifest_path
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "a", "a/b", "a:1", "/b:1", "a/:1", "a/b:", "a/b/c:1", "a/b:c:1", "a/b:1.", "a/b:v1", "../b:1", "a b/c:1", "a/b:1\n"],
+    [
+        "",
+        "a",
+        "a/b",
+        "a:1",
+        "/b:1",
+        "a/:1",
+        "a/b:",
+        "a/b/c:1",
+        "a/b:c:1",
+        "a/b:1.",
+        "a/b:v1",
+        "../b:1",
+        "a b/c:1",
+        "a/b:1\n",
+    ],
 )
 def test_what_is_no_update_id_is_refused(text: str) -> None:
     """An update id becomes a path: nothing that could leave the repository passes."""
@@ -62,7 +82,9 @@ def test_what_is_no_update_id_is_refused(text: str) -> None:
         UpdateId.parse(text)
 
 
-@pytest.mark.parametrize("text", ["", ".", "1.", ".1", "1..2", "1.2.3.4.5", "-1", "1a", "2147483648", "1 ", "1\n", "١"])
+@pytest.mark.parametrize(
+    "text", ["", ".", "1.", ".1", "1..2", "1.2.3.4.5", "-1", "1a", "2147483648", "1 ", "1\n", "١"]
+)
 def test_what_is_no_version_is_refused(text: str) -> None:
     """One to four numbers below 2³¹, in ASCII digits."""
     with pytest.raises(OperatorError, match="is not a version"):

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from protocol.errors import MessageRefused
 from protocol.topics import EVERYONE, RULES, Direction, Kind, Topic, Topics
 
-DEVICES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True).filter(lambda text: text != EVERYONE)
+DEVICES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True).filter(
+    lambda text: text != EVERYONE
+)
 PREFIXES = st.sampled_from(["lg/v1", "lg", "a/b/c", "lg/v1/up"])
 
 

@@ -6,9 +6,9 @@ from fastapi import APIRouter, Query
 from starlette.responses import StreamingResponse
 
 from cloud_stub.api import looks, show, views
-from cloud_stub.api.access import Caller, Role, requires
+from cloud_stub.api.access import Admin, Operator, Viewer
 from cloud_stub.api.conflicts import conflicting
-from cloud_stub.api.dependencies import ChangesDependency, ServiceDependency
+from cloud_stub.api.dependencies import API_PREFIX, ChangesDependency, ServiceDependency
 from cloud_stub.api.requests import CreateRequest, DraftRequest, RetryRequest
 from cloud_stub.api.routes.devices import After, Limit
 from cloud_stub.api.service_port import Service
@@ -17,7 +17,7 @@ from cloud_stub.core.rows import AssignmentState, DeploymentRow
 from cloud_stub.ports import PAGE_ROWS_MAX
 from protocol.lifecycle import DeploymentState
 
-router = APIRouter(tags=["deployments"])
+router = APIRouter(prefix=API_PREFIX, tags=["deployments"])
 
 
 class RetriedView(views.View):
@@ -33,16 +33,14 @@ class ResumedView(views.View):
 
 
 @router.post("/deployments/plan")
-def plan_deployment(
-    request: DraftRequest, service: ServiceDependency, caller: Caller = requires(Role.VIEWER)
-) -> views.PlanView:
+def plan_deployment(caller: Viewer, request: DraftRequest, service: ServiceDependency) -> views.PlanView:
     """Say what a deployment would do, and change nothing."""
     return show.plan_view(service.plan(request.draft()))
 
 
 @router.post("/deployments", status_code=201)
 def create_deployment(
-    request: CreateRequest, service: ServiceDependency, caller: Caller = requires(Role.OPERATOR)
+    caller: Operator, request: CreateRequest, service: ServiceDependency
 ) -> views.DeploymentDetail:
     """Create the deployment; with the digest of a plan only if the plan is still the same."""
     return _shown(service, create(service, request.draft, request.plan_digest, caller.who))
@@ -50,11 +48,11 @@ def create_deployment(
 
 @router.get("/deployments")
 def list_deployments(
+    caller: Viewer,
     service: ServiceDependency,
     group: str | None = None,
     state: Annotated[list[DeploymentState] | None, Query()] = None,
     limit: Limit = PAGE_ROWS_MAX,
-    caller: Caller = requires(Role.VIEWER),
 ) -> list[views.DeploymentView]:
     """List deployments, the newest first."""
     with service.read() as reader:
@@ -62,9 +60,7 @@ def list_deployments(
 
 
 @router.get("/deployments/{deployment}")
-def get_deployment(
-    deployment: str, service: ServiceDependency, caller: Caller = requires(Role.VIEWER)
-) -> views.DeploymentDetail:
+def get_deployment(caller: Viewer, deployment: str, service: ServiceDependency) -> views.DeploymentDetail:
     """Show one deployment with its policy's numbers as a sentence."""
     with service.read() as reader:
         return looks.deployment(reader, looks.deployment_row(reader, deployment))
@@ -72,12 +68,12 @@ def get_deployment(
 
 @router.get("/deployments/{deployment}/devices")
 def list_assignments(
+    caller: Viewer,
     deployment: str,
     service: ServiceDependency,
     state: Annotated[list[AssignmentState] | None, Query()] = None,
     after: After = "",
     limit: Limit = PAGE_ROWS_MAX,
-    caller: Caller = requires(Role.VIEWER),
 ) -> list[views.AssignmentView]:
     """List how each device does, in the order of their ids."""
     with service.read() as reader:
@@ -88,7 +84,7 @@ def list_assignments(
 
 @router.get("/deployments/{deployment}/events", response_class=StreamingResponse)
 def follow_deployment(
-    deployment: str, service: ServiceDependency, changes: ChangesDependency, caller: Caller = requires(Role.VIEWER)
+    caller: Viewer, deployment: str, service: ServiceDependency, changes: ChangesDependency
 ) -> StreamingResponse:
     """Follow a deployment: a `deployment` event with its view whenever that has changed."""
     last: list[dict[str, Any]] = []
@@ -108,7 +104,7 @@ def follow_deployment(
 
 @router.post("/deployments/{deployment}/cancel")
 def cancel_deployment(
-    deployment: str, service: ServiceDependency, caller: Caller = requires(Role.OPERATOR)
+    caller: Operator, deployment: str, service: ServiceDependency
 ) -> views.DeploymentDetail:
     """End a deployment for good; what is installed stays installed."""
     return _shown(service, cancel(service, deployment, caller.who))
@@ -116,10 +112,7 @@ def cancel_deployment(
 
 @router.post("/deployments/{deployment}/retry")
 def retry_deployment(
-    deployment: str,
-    service: ServiceDependency,
-    request: RetryRequest | None = None,
-    caller: Caller = requires(Role.OPERATOR),
+    caller: Operator, deployment: str, service: ServiceDependency, request: RetryRequest | None = None
 ) -> RetriedView:
     """Give every failed device, or the named ones, a new attempt."""
     devices = tuple(request.devices) if request else ()
@@ -127,7 +120,7 @@ def retry_deployment(
 
 
 @router.post("/restored/resume")
-def resume_restored(service: ServiceDependency, caller: Caller = requires(Role.ADMIN)) -> ResumedView:
+def resume_restored(caller: Admin, service: ServiceDependency) -> ResumedView:
     """Go on after a restore from an old backup: what is active is ordered again with higher epochs."""
     with conflicting():
         return ResumedView(resumed=service.do(ResumeRestored(), caller.who))

@@ -6,23 +6,23 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from cloud_stub.api import looks, show, views
-from cloud_stub.api.access import Caller, Role, requires
+from cloud_stub.api.access import Admin, Operator, Viewer
 from cloud_stub.api.conflicts import Conflict
-from cloud_stub.api.dependencies import ServiceDependency
+from cloud_stub.api.dependencies import API_PREFIX, ServiceDependency
 from cloud_stub.api.requests import AddDevicesRequest, MoveRequest
 from cloud_stub.api.service_port import Service
 from cloud_stub.core.commands import AddDevices, MoveDevice
 from cloud_stub.ports import PAGE_ROWS_MAX
 from protocol.identity import check_device_id, check_group
 
-router = APIRouter(tags=["devices"])
+router = APIRouter(prefix=API_PREFIX, tags=["devices"])
 After = Annotated[str, Query(description="the last id of the page before")]
 Limit = Annotated[int, Query(ge=1, le=PAGE_ROWS_MAX)]
 
 
 @router.post("/devices", status_code=201)
 def add_devices(
-    request: AddDevicesRequest, service: ServiceDependency, caller: Caller = requires(Role.ADMIN)
+    caller: Admin, request: AddDevicesRequest, service: ServiceDependency
 ) -> list[views.JoinView]:
     """Make devices known; each token is shown in this answer and never again."""
     return add(service, request, caller.who)
@@ -30,11 +30,11 @@ def add_devices(
 
 @router.get("/devices")
 def list_devices(
+    caller: Viewer,
     service: ServiceDependency,
     group: str | None = None,
     after: After = "",
     limit: Limit = PAGE_ROWS_MAX,
-    caller: Caller = requires(Role.VIEWER),
 ) -> list[views.DeviceView]:
     """List devices in the order of their ids."""
     with service.read() as reader:
@@ -42,14 +42,14 @@ def list_devices(
 
 
 @router.get("/devices/{device}")
-def get_device(device: str, service: ServiceDependency, caller: Caller = requires(Role.VIEWER)) -> views.DeviceDetail:
+def get_device(caller: Viewer, device: str, service: ServiceDependency) -> views.DeviceDetail:
     """Show a device: its slots, and every assignment it had."""
     with service.read() as reader:
         return looks.device(reader, device)
 
 
 @router.get("/devices/{device}/why")
-def get_why(device: str, service: ServiceDependency, caller: Caller = requires(Role.VIEWER)) -> views.ReasonsView:
+def get_why(caller: Viewer, device: str, service: ServiceDependency) -> views.ReasonsView:
     """Say which rule a device waits on."""
     with service.read() as reader:
         looks.device_row(reader, device)
@@ -58,21 +58,21 @@ def get_why(device: str, service: ServiceDependency, caller: Caller = requires(R
 
 @router.put("/devices/{device}/group")
 def move_device(
-    device: str, request: MoveRequest, service: ServiceDependency, caller: Caller = requires(Role.OPERATOR)
+    caller: Operator, device: str, request: MoveRequest, service: ServiceDependency
 ) -> views.DeviceView:
     """Put a device into a group by override, or with null give it back to its tag."""
     return show.device_view(move(service, device, request.group, caller.who))
 
 
 @router.get("/groups")
-def list_groups(service: ServiceDependency, caller: Caller = requires(Role.VIEWER)) -> list[views.GroupView]:
+def list_groups(caller: Viewer, service: ServiceDependency) -> list[views.GroupView]:
     """List all groups with what they run."""
     with service.read() as reader:
         return looks.groups(reader)
 
 
 @router.get("/groups/{group}")
-def get_group(group: str, service: ServiceDependency, caller: Caller = requires(Role.VIEWER)) -> views.GroupView:
+def get_group(caller: Viewer, group: str, service: ServiceDependency) -> views.GroupView:
     """Show one group."""
     with service.read() as reader:
         return looks.group(reader, group)
@@ -90,7 +90,7 @@ def add(service: Service, request: AddDevicesRequest, who: str) -> list[views.Jo
         known = reader.devices(ids)
     if known and not request.renew:
         raise Conflict(
-            f"Device {min(known)} is known already, and keeps its token; add only new ones, or ask for new tokens with --renew."
+            f"Device {min(known)} is known already and keeps its token; use --renew for a new one."
         )
     made: Mapping[str, tuple[str, str]] = {device: service.new_token() for device in ids}
     hashes = {device: hashed for device, (_, hashed) in made.items()}

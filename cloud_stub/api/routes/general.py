@@ -6,12 +6,12 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, StreamingResponse
 
 from cloud_stub.api import looks, show, views
-from cloud_stub.api.access import Caller, Role, requires
-from cloud_stub.api.dependencies import ChangesDependency, ServiceDependency
+from cloud_stub.api.access import Viewer
+from cloud_stub.api.dependencies import API_PREFIX, ChangesDependency, ServiceDependency
 from cloud_stub.api.routes.devices import Limit
 from cloud_stub.ports import PAGE_ROWS_MAX
 
-router = APIRouter(tags=["service"])
+router = APIRouter(prefix=API_PREFIX, tags=["service"])
 
 
 class HealthView(views.View):
@@ -35,13 +35,13 @@ def get_openapi(request: Request) -> JSONResponse:
 
 
 @router.get("/service")
-def get_service(service: ServiceDependency, caller: Caller = requires(Role.VIEWER)) -> looks.ServiceView:
+def get_service(caller: Viewer, service: ServiceDependency) -> looks.ServiceView:
     """Say which broker serves, where, and what the cloud's time is."""
     return looks.service(service.broker, service.now_ms())
 
 
 @router.get("/overview")
-def get_overview(service: ServiceDependency, caller: Caller = requires(Role.VIEWER)) -> looks.OverviewView:
+def get_overview(caller: Viewer, service: ServiceDependency) -> looks.OverviewView:
     """Show everything at once: groups, active deployments, alerts."""
     with service.read() as reader:
         return looks.overview(reader, service.broker, service.now_ms())
@@ -49,10 +49,7 @@ def get_overview(service: ServiceDependency, caller: Caller = requires(Role.VIEW
 
 @router.get("/audit")
 def list_audit(
-    service: ServiceDependency,
-    about: str | None = None,
-    limit: Limit = PAGE_ROWS_MAX,
-    caller: Caller = requires(Role.VIEWER),
+    caller: Viewer, service: ServiceDependency, about: str | None = None, limit: Limit = PAGE_ROWS_MAX
 ) -> list[views.AuditView]:
     """List entries of the audit log, the newest first."""
     with service.read() as reader:
@@ -60,7 +57,7 @@ def list_audit(
 
 
 @router.get("/events", response_class=StreamingResponse)
-def follow_changes(changes: ChangesDependency, caller: Caller = requires(Role.VIEWER)) -> StreamingResponse:
+def follow_changes(caller: Viewer, changes: ChangesDependency) -> StreamingResponse:
     """Follow the service: a `change` event with the counter whenever something has changed."""
 
     def show(counter: int) -> tuple[str, dict[str, Any]]:

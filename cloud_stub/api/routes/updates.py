@@ -7,9 +7,9 @@ from fastapi import APIRouter, Request
 from starlette.requests import ClientDisconnect
 
 from cloud_stub.api import looks, show, views
-from cloud_stub.api.access import Caller, Role, requires
+from cloud_stub.api.access import Admin, Operator, Viewer
 from cloud_stub.api.conflicts import Conflict, conflicting
-from cloud_stub.api.dependencies import ServiceDependency
+from cloud_stub.api.dependencies import API_PREFIX, ServiceDependency
 from cloud_stub.api.requests import WithdrawRequest
 from cloud_stub.api.service_port import Service
 from cloud_stub.api.uploads import Body, receive
@@ -19,7 +19,7 @@ from protocol.errors import OperatorError
 from protocol.identity import UpdateId
 from protocol.manifest import Manifest, read_manifest
 
-router = APIRouter(tags=["updates"])
+router = APIRouter(prefix=API_PREFIX, tags=["updates"])
 
 _MULTIPART = {
     "requestBody": {
@@ -41,9 +41,7 @@ _MULTIPART = {
 
 
 @router.post("/updates", status_code=201, openapi_extra=_MULTIPART)
-def import_update(
-    request: Request, service: ServiceDependency, caller: Caller = requires(Role.OPERATOR)
-) -> views.UpdateDetail:
+def import_update(caller: Operator, request: Request, service: ServiceDependency) -> views.UpdateDetail:
     """Import an update: its manifest, and those of its files that are not stored yet."""
     body = Body(_chunks(request), request.headers.get("content-type", ""))
     try:
@@ -56,9 +54,7 @@ def import_update(
 
 
 @router.post("/updates/missing")
-def find_missing(
-    request: Request, service: ServiceDependency, caller: Caller = requires(Role.OPERATOR)
-) -> list[views.FileView]:
+def find_missing(caller: Operator, request: Request, service: ServiceDependency) -> list[views.FileView]:
     """Say which files of a manifest (the body) are not stored yet, so that only those need sending."""
     manifest = read_manifest(b"".join(_chunks(request)))
     _check_new(service, manifest)
@@ -70,7 +66,7 @@ def find_missing(
 
 
 @router.get("/updates")
-def list_updates(service: ServiceDependency, caller: Caller = requires(Role.VIEWER)) -> list[views.UpdateView]:
+def list_updates(caller: Viewer, service: ServiceDependency) -> list[views.UpdateView]:
     """List all updates, the newest import first."""
     with service.read() as reader:
         return [show.update_view(row) for row in reader.list_updates()]
@@ -78,7 +74,7 @@ def list_updates(service: ServiceDependency, caller: Caller = requires(Role.VIEW
 
 @router.get("/updates/{provider}/{name}/{version}")
 def get_update(
-    provider: str, name: str, version: str, service: ServiceDependency, caller: Caller = requires(Role.VIEWER)
+    caller: Viewer, provider: str, name: str, version: str, service: ServiceDependency
 ) -> views.UpdateDetail:
     """Show one update with its files and steps."""
     with service.read() as reader:
@@ -87,15 +83,17 @@ def get_update(
 
 @router.post("/updates/{provider}/{name}/{version}/withdraw")
 def withdraw_update(
+    caller: Admin,
     provider: str,
     name: str,
     version: str,
     request: WithdrawRequest,
     service: ServiceDependency,
-    caller: Caller = requires(Role.ADMIN),
 ) -> views.UpdateView:
     """Stop offering an update; devices that run it stay as they are."""
-    return show.update_view(withdraw(service, str(UpdateId.of(provider, name, version)), request.why, caller.who))
+    return show.update_view(
+        withdraw(service, str(UpdateId.of(provider, name, version)), request.why, caller.who)
+    )
 
 
 def withdraw(service: Service, update: str, why: str, who: str) -> UpdateRow:
@@ -117,7 +115,7 @@ def _check_new(service: Service, manifest: Manifest) -> None:
         known = reader.update(str(manifest.update))
     if known is not None and known.sha256 != manifest.sha256:
         raise Conflict(
-            f"{manifest.update} is imported already with another content, and an update never changes; give it a new version."
+            f"{manifest.update} is imported already with other content; an update never changes: give it a new version."
         )
 
 

@@ -1,4 +1,4 @@
-"""A cloud without sockets for the orchestrator's tests: the real orchestrator and store, and devices as written messages.
+"""A cloud without sockets for tests: the real orchestrator and store, and devices as written messages.
 
 It is not the simulator: a device here says exactly what a test tells it to say.
 """
@@ -74,7 +74,7 @@ class Pi:
     running: Running | None = None
     floor: int = 0
     outcomes: list[OutcomeReport] = field(default_factory=list)
-    work: WorkReport = WorkReport()
+    work: WorkReport = field(default_factory=WorkReport)
     order: Assignment | None = None
     acks: list[Ack] = field(default_factory=list)
     nonces: int = 0

@@ -263,7 +263,7 @@ def test_a_policy_that_cannot_act_is_refused(cloud: Cloud, policy: PolicyDraft, 
 
 def test_an_update_that_is_not_imported_is_refused(cloud: Cloud) -> None:
     """The sentence names it."""
-    with pytest.raises(OperatorError, match="acme/none:1.0 is not imported"):
+    with pytest.raises(OperatorError, match=r"acme/none:1\.0 is not imported"):
         cloud.deploy("north", "acme/none:1.0")
 
 

@@ -1,0 +1,1 @@
+"""Tests of the API, the pages and the repository."""
