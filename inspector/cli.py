@@ -12,6 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 from typing import Any, Final, ParamSpec, Protocol
@@ -65,7 +66,7 @@ def _broker_options(command: Callable[P, None]) -> Callable[P, None]:
             click.option(
                 "--key",
                 type=click.Path(path_type=Path, dir_okay=False),
-                help="The cloud's public key (PEM): assignments are verified with it.",
+                help="The cloud's public key (PEM), to verify assignments with.  [default: the one in --data]",
             ),
             click.option("--count", type=click.IntRange(min=1), help="End after this many messages."),
             click.option(
@@ -219,7 +220,7 @@ class _Live:
     def __init__(self, source: Source, address: Address, key: Path | None, pick: Pick) -> None:
         self._source = source
         self._topics = Topics(address.prefix)
-        self._keys: TrustedKeys | None = keys_from_file(key) if key else None
+        self._keys = _keys(key, address)
         self._pick = pick
 
     def messages(self, for_s: float | None) -> Generator[Seen, None, None]:
@@ -284,13 +285,19 @@ def _show(messages: Generator[Seen, None, None], view: _View, count: int | None)
     _note(f"{many(shown, 'message')}, {refused} refused, in {span(int(1000 * (time.monotonic() - began)))}")
 
 
+def _keys(key: Path | None, address: Address) -> TrustedKeys | None:
+    if key is not None:
+        return keys_from_file(key)
+    return TrustedKeys([address.key_pem]) if address.key_pem else None
+
+
 def _address(broker: str | None, data: Path, prefix: str | None) -> Address:
     if broker is not None:
         return Address.of_url(broker, prefix or DEFAULT_PREFIX)
     address = address_from_data_folder(data)
     if prefix is None:
         return address
-    return Address(address.host, address.port, address.tls, address.user, address.password, prefix)
+    return replace(address, prefix=prefix)
 
 
 def _print_pieces(lines: list[Pieces], colour: bool) -> None:

@@ -153,7 +153,7 @@ WORKFLOW: Final[Mapping[WorkflowState, Mapping[WorkflowEvent, frozenset[Workflow
         _E.ORDERED_SAME: frozenset({_S.CONFIRMING}),
         _E.ORDERED_OTHER: frozenset({_S.REVERTING, _S.CONFIRMING}),  # it waits while the commit is in hand
         _E.HELD: frozenset({_S.CONFIRMING}),
-        _E.STOPPED: frozenset({_S.RESTARTING}),
+        _E.STOPPED: frozenset({_S.RESTARTING, _S.CONFIRMING}),  # the commit in hand is waited for
         _E.HEALTH_PASSED: frozenset({_S.CONFIRMING}),
         _E.HEALTH_FAILED: frozenset({_S.REVERTING}),
         _E.CLOUD_REACHED: frozenset({_S.CONFIRMING}),

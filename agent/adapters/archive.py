@@ -89,6 +89,9 @@ class _Unpacking:
                 archive.members.clear()  # type: ignore[attr-defined]  # tarfile keeps them all, and we need none
         if not self._stream.ended_well:
             raise Outside("it is cut short: its end mark is missing")
+        while self._stream.read(CHUNK_BYTES):  # a compressed stream bears its checksum at the very end
+            if self._stop():
+                raise Stopped
         for parts, mode in self._folder_modes.items():
             self._inside.make_folder(parts, mode)
         for parts, target in self._hard_links:

@@ -169,10 +169,6 @@ def fell_back(work: Workflow, happening: Happening, facts: Facts, acts: Acts) ->
 
 def committed(work: Workflow, happening: Happening, facts: Facts, acts: Acts) -> Workflow:
     """What was read back decides: the slot is good and last known good, or the commit has failed."""
-    if is_committed(work, facts.slots):
-        return succeed(work, facts, acts)
-    if work.commit_tries == 0:
-        return work  # no commit was ordered in this trial
     return commit_failed(work, happening, facts, acts)
 
 
@@ -180,6 +176,8 @@ def commit_failed(work: Workflow, happening: Happening, facts: Facts, acts: Acts
     """Try again, a few times; then the trial ends, and at once when another order waits."""
     if is_committed(work, facts.slots):
         return succeed(work, facts, acts)
+    if work.commit_tries == 0:
+        return work  # no commit was ordered in this trial
     if work.next is not None:
         return begin_revert(work, facts, acts, abandoned(work, facts, Abandoned.REPLACED), "replaced")
     if work.commit_tries >= COMMIT_TRIES_MAX or not work.health_held:

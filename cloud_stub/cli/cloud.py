@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -162,6 +163,8 @@ def _serve(
     _write_client_files(options, assembly)
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=SHUTDOWN_S)
     server = _Server(config, app.state.changes.stop)
+    # uvicorn raises the signal that ended it once more; what follows its end is ours to do first.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     assembly.service.start()
     try:
         _greet(options, assembly, setup_code, say)

@@ -3,7 +3,7 @@
 It is not a connection. It keeps the rule that a password is never part of a sentence that is printed.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Self
 from urllib.parse import unquote, urlsplit
 
@@ -27,6 +27,7 @@ class Address:
     user: str | None = None
     password: str | None = field(default=None, repr=False)
     prefix: str = DEFAULT_PREFIX
+    key_pem: str | None = None  # of the cloud that runs this broker, to verify its assignments with
 
     @classmethod
     def of_url(cls, url: str, prefix: str = DEFAULT_PREFIX) -> Self:
@@ -56,7 +57,7 @@ class Address:
 
     @classmethod
     def of_inspect_file(cls, data: bytes, name: str) -> Self:
-        """Read what `lastgood cloud up` writes: broker, user, password, prefix. `name` is for the error.
+        """Read what `lastgood cloud up` writes: broker, user, password, prefix, key. `name` is for the error.
 
         Raises:
             OperatorError: it is not such a file.
@@ -64,7 +65,7 @@ class Address:
         try:
             fields = parse(data, bytes_max=INSPECT_BYTES_MAX)
             address = cls.of_url(fields["broker"], fields.get("prefix", DEFAULT_PREFIX))
-            texts = (fields.get("user"), fields.get("password"), address.prefix)
+            texts = (fields.get("user"), fields.get("password"), fields.get("key"), address.prefix)
             if not all(text is None or isinstance(text, str) for text in texts):
                 raise TypeError
         except (MessageRefused, OperatorError, KeyError, TypeError, AttributeError) as error:
@@ -73,7 +74,7 @@ class Address:
                 "or name the broker with --broker mqtt://host:port."
             ) from error
         user, password = fields.get("user") or address.user, fields.get("password") or address.password
-        return cls(address.host, address.port, address.tls, user, password, address.prefix)
+        return replace(address, user=user, password=password, key_pem=fields.get("key"))
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host

@@ -12,6 +12,7 @@ from agent.adapters import download, part
 from agent.adapters.download import HttpFetcher
 from agent.ports import FetchFailed, Stopped, WorkFailed
 from protocol.outcomes import Reason
+from tests.agent.adapters.disks import file_size_limit
 from tests.agent.adapters.files_server import Files, serving
 from tests.agent.adapters.updates import Update, an_update
 from tests.waiting import until
@@ -238,13 +239,15 @@ def test_too_little_space_is_seen_before_the_first_byte(files: Files, tmp_path: 
 
 
 def test_a_disk_that_fills_up_is_no_space(files: Files, tmp_path: Path) -> None:
-    """ENOSPC while writing: one sentence, the reason `no_space`, and what had arrived can still be resumed."""
+    """The disk refuses more while writing: one sentence, the reason `no_space`, and what had arrived is resumed."""
     update = an_update(files={"a.bin": BIG})
     files.add(update)
-    (tmp_path / f"{sha256(BIG).hexdigest()}.part").symlink_to("/dev/full")
-    with pytest.raises(WorkFailed) as failed:
+    with file_size_limit(400_000), pytest.raises(WorkFailed, match="disk is full") as failed:
         fetch(files, update, tmp_path)
-    assert failed.value.reason in {Reason.NO_SPACE, Reason.DISK}
+    assert failed.value.reason is Reason.NO_SPACE
+    fetch(files, update, tmp_path)
+    assert held(tmp_path) == finished(update)
+    assert files.fetched[-1] is not None, "it went on where the disk was full"
 
 
 def test_a_small_file_is_capped(files: Files) -> None:

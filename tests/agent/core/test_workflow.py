@@ -40,6 +40,8 @@ def works(state: S) -> list[Workflow]:
         return [replace(work, phase=phase) for phase in ("manifest", "files", "rehash")] + [spent]
     if state is S.READY:
         return [work, replace(work, phase="rehash"), replace(work, refetched=True, phase="rehash")]
+    if state is S.INSTALLING:
+        return [work, replace(work, refetched=True)]
     if state is S.SWITCHING:
         return [work, *(replace(work, next=order) for order in (an_order(11, NEW), an_order(11, THIRD), a_hold(11)))]
     if state is S.CONFIRMING:

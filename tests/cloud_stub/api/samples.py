@@ -61,7 +61,8 @@ def imported(service: DirectService, version: str, model: str = "pump") -> Updat
 
 def fleet(service: DirectService, group: str, count: int, running: UpdateRow | None, model: str = "pump") -> list[str]:
     """Make devices of one class in a group, which run an update already."""
-    ids = [f"{group}-{number:03}" for number in range(1, count + 1)]
+    prefix = group if model == "pump" else f"{group}-{model}"
+    ids = [f"{prefix}-{number:03}" for number in range(1, count + 1)]
     service.do(AddDevices({device: "hash" for device in ids}), "tester")
     properties = {**CLASS, "model": model}
     for device in ids:
