@@ -23,7 +23,10 @@ def parse(data: bytes, *, bytes_max: int = MESSAGE_BYTES_MAX) -> dict[str, Any]:
         raise MessageRefused("too_large", f"It is {len(data)} bytes, and {bytes_max} is the most.")
     try:
         value = json.loads(
-            data.decode("utf-8"), object_pairs_hook=_without_duplicates, parse_float=_finite, parse_constant=_no_constant
+            data.decode("utf-8"),
+            object_pairs_hook=_without_duplicates,
+            parse_float=_finite,
+            parse_constant=_no_constant,
         )
         if b"\\u" in data:
             json.dumps(value, ensure_ascii=False).encode("utf-8")  # raises on half of a surrogate pair

@@ -28,7 +28,9 @@ WINDOW: Final = (1280, 900)
 
 
 @contextmanager
-def browser(profile: Path, *, dark: bool = False, scripts: bool = True, width: int = WINDOW[0]) -> Iterator[Chrome]:
+def browser(
+    profile: Path, *, dark: bool = False, scripts: bool = True, width: int = WINDOW[0]
+) -> Iterator[Chrome]:
     """Open a browser with an empty profile, and close it; skips the test when there is none.
 
     `scripts=False` switches JavaScript off, since pages have to be readable without.
@@ -57,4 +59,8 @@ def browser(profile: Path, *, dark: bool = False, scripts: bool = True, width: i
 
 def complaints(opened: Chrome) -> list[str]:
     """Return what the browser's console complained of: script errors, refused styles, what could not be loaded."""
-    return [str(entry["message"]) for entry in opened.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+    return [
+        str(entry["message"])
+        for entry in opened.get_log("browser")
+        if entry["level"] in ("SEVERE", "WARNING")
+    ]

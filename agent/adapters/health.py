@@ -59,6 +59,7 @@ class HttpCheck:
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         # The socket's time-out is for each read; the timer ends an answer that comes byte by byte.
         connection = kind(parts.hostname or "", parts.port, timeout=self.timeout_s)
+        began = time.monotonic()
         alarm = threading.Timer(self.timeout_s, _shut, [connection])
         alarm.daemon = True
         alarm.start()
@@ -67,15 +68,16 @@ class HttpCheck:
             response = connection.getresponse()
             response.read(BODY_BYTES_MAX)
         except (OSError, http.client.HTTPException, AttributeError) as error:
-            return f"{self.url} did not answer: {_why(error)}."
+            late = time.monotonic() - began >= self.timeout_s
+            return f"{self.url} did not answer: {'the time was up' if late else _why(error)}."
         finally:
             alarm.cancel()
             connection.close()
-        return (
-            None
-            if response.status == self.status
-            else f"{self.url} answered {response.status}, not {self.status}."
-        )
+        if time.monotonic() - began >= self.timeout_s:  # what the alarm cut off looks like an end
+            return f"{self.url} did not answer: the time was up."
+        if response.status != self.status:
+            return f"{self.url} answered {response.status}, not {self.status}."
+        return None
 
 
 @dataclass(frozen=True, slots=True)

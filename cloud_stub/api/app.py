@@ -11,7 +11,7 @@ from pathlib import Path
 import anyio
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from cloud_stub.api import creation, pages, rendering, repository, signin
 from cloud_stub.api.access import Access, AccessRefused, Role, check_roles
 from cloud_stub.api.conflicts import Conflict
+from cloud_stub.api.dependencies import API_PREFIX
 from cloud_stub.api.events import Changes
 from cloud_stub.api.looks import NotFound
 from cloud_stub.api.requests import sentence
@@ -27,6 +28,8 @@ from cloud_stub.api.routes import deployments, devices, general, updates
 from cloud_stub.api.service_port import Service
 from protocol.errors import LastgoodError, OperatorError
 
+BODY_BYTES_MAX = 2_097_152  # of a request that is read whole: a manifest, or 10,000 device ids
+IMPORT_PATH = f"{API_PREFIX}/updates"
 # Scripts and styles of ours alone; pages need no more, and what a device reports can run nothing.
 CONTENT_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -72,7 +75,7 @@ def create_app(
     app.add_exception_handler(LastgoodError, _refuse)
     app.add_exception_handler(RequestValidationError, _refuse_form)
     app.add_exception_handler(HTTPException, _refuse_http)
-    app.add_middleware(_SecurityHeaders)
+    app.add_middleware(_Guard)
     check_roles(app.routes)
     return app
 
@@ -124,8 +127,12 @@ def _is_api(request: Request) -> bool:
     return request.url.path.startswith(("/api/", "/repo/"))
 
 
-class _SecurityHeaders:
-    """Adds the headers that every answer bears; a plain ASGI wrapper, since streams must not be buffered."""
+class _Guard:
+    """Adds the headers that every answer bears, and refuses large bodies before they are read into memory.
+
+    A plain ASGI wrapper, since streams must not be buffered. An import is the one body without a limit: it is read
+    piece by piece, and only after the caller is known.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -138,4 +145,14 @@ class _SecurityHeaders:
                     headers.setdefault(name, value)
             await send(message)
 
+        if scope["type"] == "http" and _is_too_large(scope):
+            said = f"The request has more than {BODY_BYTES_MAX} bytes, or does not say how many; send less at a time."
+            await JSONResponse({"error": said}, 413)(scope, receive, with_headers)
+            return
         await self.app(scope, receive, with_headers if scope["type"] == "http" else send)
+
+
+def _is_too_large(scope: Scope) -> bool:
+    headers = Headers(scope=scope)
+    length = headers.get("content-length", "0" if "transfer-encoding" not in headers else "")
+    return scope["path"] != IMPORT_PATH and not (length.isdigit() and int(length) <= BODY_BYTES_MAX)

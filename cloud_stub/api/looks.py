@@ -125,7 +125,8 @@ def deployment_row(reader: Reader, deployment_id: str) -> DeploymentRow:
 
 def deployment(reader: Reader, row: DeploymentRow) -> views.DeploymentDetail:
     """Look at one deployment in full."""
-    return show.deployment_detail(row, members_of(reader, row), _failed(reader, row))
+    in_group, _ = reader.count_devices().get(row.group, (0, 0))
+    return show.deployment_detail(row, members_of(reader, row), _failed(reader, row), in_group)
 
 
 def deployments(

@@ -93,35 +93,29 @@ def trip(numbers: Trip) -> str:
     )
 
 
-def headline(row: DeploymentRow, retrying: int) -> str:
-    """Return in one sentence where a deployment stands."""
+def headline(row: DeploymentRow, retrying: int, undecided: int) -> str:
+    """Return in one sentence where a deployment stands; members without an order yet have not begun either."""
     tally = row.tally
     if row.state is DeploymentState.SCHEDULED:
         return "It has not started yet."
-    parts = [f"{_devices(tally.succeeded)} run it"]
+    begun = tally.working + tally.succeeded + tally.failed + tally.canceled
+    if row.state is DeploymentState.ACTIVE and not begun + tally.pending + undecided:
+        return "No device that it fits is in the group yet."
+    parts = [f"{_devices(tally.succeeded)} run{'s' if tally.succeeded == 1 else ''} it"]
     if tally.already_there:
         parts[0] += f" ({tally.already_there} did before)"
-    parts += [f"{count} {what}" for count, what in _rest(tally, retrying) if count]
-    text = ", ".join(parts) + "."
-    if row.state is DeploymentState.ACTIVE and not tally.pending and not tally.working and not retrying:
-        return (
-            f"Settled: {text}"
-            if tally.succeeded + tally.failed + tally.canceled
-            else "Nobody is in the group yet."
-        )
-    return text
-
-
-def _rest(tally: Tally, retrying: int) -> list[tuple[int, str]]:
-    return [
+    rest = (
         (tally.working, "working"),
-        (tally.pending, "not begun"),
+        (tally.pending + undecided, "not begun"),
         (tally.failed - retrying, "failed"),
         (retrying, "failed and waiting to retry"),
         (tally.canceled, "canceled"),
         (tally.incompatible, "incompatible"),
         (tally.unprotected, "unprotected"),
-    ]
+    )
+    text = ", ".join(parts + [f"{count} {what}" for count, what in rest if count]) + "."
+    is_open = tally.pending or tally.working or retrying or undecided
+    return f"Settled: {text}" if row.state is DeploymentState.ACTIVE and not is_open else text
 
 
 def _devices(count: int) -> str:

@@ -129,19 +129,22 @@ def deployment_view(row: DeploymentRow, members: int) -> DeploymentView:
     return DeploymentView.model_validate(_deployment_fields(row, members))
 
 
-def deployment_detail(row: DeploymentRow, members: int, failed: Iterable[AssignmentRow]) -> DeploymentDetail:
-    """Show a deployment in full; `failed` are its assignments in state failed."""
-    rows = list(failed)
-    retrying = sum(assignment.retry_at_ms is not None for assignment in rows)
-    open_now = (
-        row.tally.pending + row.tally.working + (retrying if row.state is DeploymentState.ACTIVE else 0)
-    )
-    ended = row.tally.succeeded + row.tally.failed + row.tally.canceled
+def deployment_detail(
+    row: DeploymentRow, members: int, failed: Iterable[AssignmentRow], in_group: int
+) -> DeploymentDetail:
+    """Show a deployment in full; `failed` are its assignments in state failed, `in_group` all the group's members."""
+    rows, tally = list(failed), row.tally
+    active = row.state is DeploymentState.ACTIVE
+    retrying = sum(assignment.retry_at_ms is not None for assignment in rows) if active else 0
+    ended = tally.succeeded + tally.failed + tally.canceled
+    told = ended + tally.pending + tally.working + tally.incompatible + tally.unprotected - tally.moved_on
+    undecided = max(0, in_group - told) if active else 0
     return DeploymentDetail(
         **_deployment_fields(row, members),
-        headline=sentences.headline(row, retrying if row.state is DeploymentState.ACTIVE else 0),
-        settled=row.state is DeploymentState.ACTIVE and not open_now and ended > 0,
+        headline=sentences.headline(row, retrying, undecided),
+        settled=active and ended > 0 and not (tally.pending or tally.working or retrying or undecided),
         retrying=retrying,
+        undecided=undecided,
         failures=_failures(rows),
     )
 

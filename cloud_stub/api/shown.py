@@ -51,15 +51,24 @@ def size(count: int) -> str:
 
 
 def hue(name: str | None) -> str:
-    """Return the class that colours an update: the same name has the same colour on every page."""
+    """Return the class that colours an update: the same on every page, and neighbouring versions never alike."""
     if not name:
         return "run-none"
-    return f"run-{int(sha256(name.encode()).hexdigest()[:8], 16) % HUES}"
+    kind, _, version = name.rpartition(":")
+    steps = sum(
+        weight * int(number) for weight, number in zip((3, 5, 7, 1), version.split("."), strict=False)
+    )
+    return f"run-{(sha256(kind.encode()).digest()[0] + steps) % HUES}"
 
 
-def progress(tally: Any) -> list[dict[str, Any]]:
-    """Return the parts of a deployment's bar; failures count once, whoever is at fault."""
-    return bar((getattr(tally, state), label, kind) for state, label, kind in _STATES)
+def progress(tally: Any, undecided: int = 0) -> list[dict[str, Any]]:
+    """Return the parts of a deployment's bar; failures count once, whoever is at fault.
+
+    `undecided` counts members whose order is still to be written; they have not begun either.
+    """
+    counts = {state: getattr(tally, state) for state, _, _ in _STATES}
+    counts["pending"] += undecided
+    return bar((counts[state], label, kind) for state, label, kind in _STATES)
 
 
 def bar(counts: Iterable[tuple[int, str, str]]) -> list[dict[str, Any]]:

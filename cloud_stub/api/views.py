@@ -251,6 +251,7 @@ class DeploymentDetail(DeploymentView):
     headline: str
     settled: bool  # active, and every member has a verdict and waits for no retry
     retrying: int
+    undecided: int  # members whose order is still to be written
     failures: list[FailureView]
 
 

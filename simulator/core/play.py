@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from protocol.errors import LastgoodError, ServiceError
 from simulator.core.facts import Judgement, Sight, judge, needs_cloud, needs_said
 from simulator.core.scenario import (
     Cancel,
@@ -87,10 +88,15 @@ class Play:
 
     def advance(self, now_s: float) -> bool:
         """Carry out steps as far as the facts allow, and return whether the run is over (`ending` says how)."""
+        try:
+            return self._advance(now_s)
+        except LastgoodError as error:  # the cloud refused a step, or the stage broke down
+            self.ending = Ending((), f"{self.waits_for}: {error}")
+            return True
+
+    def _advance(self, now_s: float) -> bool:
         if self.ending is None and now_s - self._began_s > self._scenario.limit_s:
-            self._end(
-                f"the run took longer than limit_s = {self._scenario.limit_s:g}, waiting for {self.waits_for}"
-            )
+            self._end(f"the run took longer than limit_s = {self._scenario.limit_s:g}, in: {self.waits_for}")
         while self.ending is None and self._step < len(self._scenario.step):
             if not self._carry_out(self._scenario.step[self._step], now_s):
                 return self.ending is not None
@@ -146,7 +152,10 @@ class Play:
         self.ending = Ending(tuple(self._judge(fact) for fact in self._scenario.expect), broke)
 
     def _judge(self, fact: Fact) -> Judgement:
-        return judge(fact, self._stage.look(cloud=needs_cloud(fact), said=needs_said(fact)))
+        try:
+            return judge(fact, self._stage.look(cloud=needs_cloud(fact), said=needs_said(fact)))
+        except ServiceError as error:  # a cloud that restarts is looked at again
+            return Judgement(False, str(error))
 
 
 def describe(step: Step) -> str:

@@ -121,7 +121,7 @@ class DevicePart(Part):
 
 
 class StormPart(Part):
-    """Faults that last until a time, all from the run's seed; afterwards everything must converge. Virtual time only."""
+    """Faults that last until a time, all from the seed; afterwards everything must converge. Virtual time only."""
 
     until_s: Annotated[float, Field(gt=0, le=86_400)]
     loss: Share = 0.0  # of messages, either way
@@ -130,9 +130,7 @@ class StormPart(Part):
     late_s: Seconds = 3.0
     drop_connection: Share = 0.0  # with each message of a device
     fetch_fails: Share = 0.0  # of downloads
-    power_losses: Annotated[int, Field(ge=0, le=1_000_000)] = (
-        0  # each on a device of the seed's choice, busy ones first
-    )
+    power_losses: Annotated[int, Field(ge=0, le=1_000_000)] = 0  # of devices, those at work first
     dark_s: Seconds = 8.0  # the most that a device stays without power
     cloud_kills_s: list[Seconds] = []  # when the cloud is killed
     cloud_down_s: Seconds = 4.0

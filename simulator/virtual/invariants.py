@@ -3,21 +3,21 @@
 It changes nothing, and raises at the first breach: the run stops where the rule broke.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from agent.core import slots as moves
 from agent.core.model import Holds, SlotTable
 from cloud_stub.orchestrator import Publish
 from cloud_stub.ports import Store
+from protocol.errors import LastgoodError
 from protocol.lifecycle import DeploymentState
 from protocol.messages import State, read
 from protocol.topics import Kind
 from simulator.device import VirtualDevice
 
 
-class InvariantBroken(AssertionError):
-    """A rule did not hold; the sentence names it."""
+class InvariantBroken(LastgoodError):
+    """A rule did not hold, which is a defect of ours; the sentence names the rule."""
 
 
 class Invariants:
@@ -98,12 +98,3 @@ class Invariants:
         if (epoch or 0) < known:
             raise InvariantBroken(f"{device}: its epoch fell from {known} to {epoch} (R1).")
         self._epochs[device] = epoch or 0
-
-
-def running_counts(devices: Mapping[str, VirtualDevice]) -> dict[str, int]:
-    """Return how many devices run what."""
-    found: dict[str, int] = {}
-    for device in devices.values():
-        name = device.running or "nothing"
-        found[name] = found.get(name, 0) + 1
-    return found

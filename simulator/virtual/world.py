@@ -1,8 +1,8 @@
 """A scenario in virtual time: the real cloud, and agents' real cores, on one heap, from one seed.
 
 No socket, no thread, no sleep: a day passes in seconds, and the same seed makes the same bytes. Faults (loss,
-duplicates, late messages, broken connections, power losses, killed clouds) are on while the scenario's storm lasts; afterwards
-everything must converge, and what was expected must hold.
+duplicates, late messages, broken connections, power losses, killed clouds) are on while the scenario's storm lasts;
+afterwards everything must converge, and what was expected must hold.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -62,14 +62,16 @@ class Run:
 class VirtualWorld:
     """The port `Stage` in virtual time."""
 
-    def __init__(self, scenario: Scenario, seed: int | None = None) -> None:
+    def __init__(
+        self, scenario: Scenario, seed: int | None = None, say: Callable[[str], None] | None = None
+    ) -> None:
         self.scenario = scenario
         self.seed = scenario.seed if seed is None else seed
         self.clock = VirtualClock()
         self.invariants = Invariants()
         self.devices: dict[str, VirtualDevice] = {}
         self.power_losses = 0
-        self.said: list[str] = []
+        self._tell = say
         self._members = members(scenario, self.seed)
         self._model = model_of(scenario, failures(scenario.failure, self._members, self.seed))
         self._settings = settings_of(scenario)
@@ -314,7 +316,8 @@ class VirtualWorld:
         return {name: (row.group, row.running_update) for name, row in rows.items()}
 
     def _say(self, sentence: str) -> None:
-        self.said.append(f"{self.clock.now_ms() / 1_000:9.3f} s  {sentence}")
+        if self._tell is not None:
+            self._tell(f"{self.clock.now_ms() / 1_000:9.3f} s  {sentence}")
 
 
 class MemoryRepository:

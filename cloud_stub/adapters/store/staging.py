@@ -5,7 +5,7 @@ rules: a savepoint that fails loses what was put within it and nothing else, whe
 after a failure of the database itself nothing more is written in this transaction, since SQLite may have ended it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -153,13 +153,7 @@ class Staging:
 
     def write_deployments(self) -> None:
         """Write the staged deployments: the active ones last, since what they follow must have stepped down."""
-        staged = self.deployments.staged
-        if len(staged) > 1:
-            active = {key: row for key, row in staged.items() if row.state is DeploymentState.ACTIVE}
-            if active and len(active) < len(staged):
-                for key in active:
-                    staged[key] = staged.pop(key)
-        self._write(self.deployments, self._writers.deployments)
+        self._write(self.deployments, self._writers.deployments, last=_is_active)
 
     def write_assignments(self) -> None:
         """Write the staged assignments, and before them what they refer to."""
@@ -190,12 +184,19 @@ class Staging:
                 with self.guarded():
                     part.nested = self._connection.begin_nested()
 
-    def _write(self, overlay: Overlay[K, R], writer: TableWriter[R]) -> None:
+    def _write(
+        self, overlay: Overlay[K, R], writer: TableWriter[R], *, last: Callable[[R], bool] | None = None
+    ) -> None:
         if not overlay.staged:
             return
         self.begin_writing()
+        changes = list(overlay.changes())
         with self.guarded():
-            writer.write(self._connection, list(overlay.changes()))
+            if last is None:
+                writer.write(self._connection, changes)
+            else:
+                writer.write(self._connection, [change for change in changes if not last(change[1])])
+                writer.write(self._connection, [change for change in changes if last(change[1])])
         overlay.written(self.journal)
 
     def _take_back(self, part: _Part) -> None:
@@ -221,3 +222,7 @@ class Staging:
 
     def _unsay(self, entry: AuditRow) -> None:
         self.audit = [kept for kept in self.audit if kept.number < entry.number]
+
+
+def _is_active(row: DeploymentRow) -> bool:
+    return row.state is DeploymentState.ACTIVE

@@ -168,5 +168,3 @@ class DirectService:
         with self._changed:
             self._counter += 1
             self._changed.notify_all()
-
-

@@ -59,7 +59,9 @@ def imported(service: DirectService, version: str, model: str = "pump") -> Updat
     return row
 
 
-def fleet(service: DirectService, group: str, count: int, running: UpdateRow | None, model: str = "pump") -> list[str]:
+def fleet(
+    service: DirectService, group: str, count: int, running: UpdateRow | None, model: str = "pump"
+) -> list[str]:
     """Make devices of one class in a group, which run an update already."""
     prefix = group if model == "pump" else f"{group}-{model}"
     ids = [f"{prefix}-{number:03}" for number in range(1, count + 1)]

@@ -225,6 +225,24 @@ def test_R14_a_successor_and_the_step_down_are_one_write_in_any_order(store: Sql
         assert reader.active("red") == deployment("d2", supersedes="d1")
 
 
+def test_R14_schedules_that_start_in_two_groups_follow_what_stepped_down(store: SqlStore) -> None:
+    """Rows that change alike are written together; that must not bring a successor before its predecessor's end."""
+    groups = ("red", "blue")
+    with store.transaction() as unit:
+        for group in groups:
+            unit.put_deployment(deployment(f"old-{group}", group=group))
+            unit.put_deployment(deployment(f"new-{group}", DeploymentState.SCHEDULED, group=group))
+    with store.transaction() as unit:
+        rows = {row.id: row for row in unit.list_deployments()}
+        for group in groups:
+            unit.put_deployment(replace(rows[f"new-{group}"], state=DeploymentState.ACTIVE))
+        unit.put_deployment(replace(rows["old-red"], state=DeploymentState.SUPERSEDED))
+        unit.put_deployment(replace(rows["old-blue"], state=DeploymentState.SUPERSEDED, ended_ms=5))
+    with store.read() as reader:
+        active = [reader.active(group) for group in groups]
+        assert [row.id for row in active if row is not None] == ["new-red", "new-blue"]
+
+
 def test_R14_a_deployment_has_one_rollback(store: SqlStore) -> None:
     """A unique cause: the second trip of the same deployment cannot be stored."""
     with store.transaction() as unit:

@@ -1,0 +1,249 @@
+"""The processes behind the demo: one cloud, some real agents, and the commands that a user types.
+
+It tells no story (`story.py` does). Everything lies in one temporary folder and listens on loopback; whatever was
+started is ended, in the reverse order, however the story ends.
+"""
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final, TypeVar
+
+import httpx
+
+from protocol.errors import LastgoodError
+
+POLL_S: Final = 0.1  # between two looks at a fact
+START_S: Final = 30.0  # for a process to come up on a busy machine
+STOP_S: Final = 15.0  # for a process to end by itself
+COMMAND_S: Final = 60.0  # for one command of the operator
+T = TypeVar("T")
+
+
+class DemoFailed(LastgoodError):
+    """A fact of the story did not come true in time, or another one did."""
+
+
+@dataclass(slots=True)
+class Agent:
+    """One real agent process."""
+
+    id: str
+    folder: Path
+    port: int  # of the application it starts from its slot
+    process: subprocess.Popen[bytes]
+
+
+class Backstage:
+    """Starts and ends processes; use it in a `with`."""
+
+    def __init__(self, folder: Path, broker: str, show: Callable[[str], None]) -> None:
+        self.folder = folder
+        self.data = folder / "cloud"
+        self._broker = broker
+        self._show = show
+        self._stack = contextlib.ExitStack()
+        self._client: httpx.Client | None = None
+        self.pids: list[int] = []
+
+    def __enter__(self) -> "Backstage":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def start_cloud(self) -> dict[str, str]:
+        """Start `lastgood cloud up`, and return what it printed: pages, API, broker, data.
+
+        Raises:
+            DemoFailed: it did not come up.
+        """
+        words = (
+            "cloud",
+            "up",
+            "--data",
+            str(self.data),
+            "--port",
+            "0",
+            "--broker",
+            self._broker,
+            "--heartbeat",
+            "10",
+        )
+        process = self._spawn("cloud", words)
+        log = self.folder / "cloud.log"
+
+        def greeted() -> dict[str, str] | None:
+            if process.poll() is not None:
+                raise DemoFailed(f"The cloud did not start: {log.read_text()[-2_000:]}")
+            lines = log.read_text().splitlines()
+            told = dict(line.split(maxsplit=1) for line in lines if line[:1].isalpha() and " " in line)
+            return told if any(line.startswith("Add a device") for line in lines) else None
+
+        told = self.until("the cloud greets", greeted, START_S)
+        client = json.loads((self.data / "client.json").read_text())
+        self._client = self._stack.enter_context(
+            httpx.Client(
+                base_url=f"{client['url']}/api/v1",
+                headers={"Authorization": f"Bearer {client['token']}"},
+                timeout=COMMAND_S,
+                trust_env=False,
+            )
+        )
+        return told
+
+    def start_agent(self, device: str, join: str, properties: dict[str, str], group: str) -> Agent:
+        """Start `lastgood agent run` with slots of its own, and an application on a port of its own."""
+        folder = self.folder / "agents" / device
+        folder.mkdir(parents=True)
+        port = free_port()
+        config = folder / "agent.toml"
+        config.write_text(_agent_toml(port, properties, group))
+        process = self._spawn(device, ("agent", "run", "--config", str(config), "--join", join))
+        return Agent(device, folder, port, process)
+
+    def command(self, *words: str, secret: str = "") -> str:
+        """Show a command as a user types it, run it, and return what it printed.
+
+        Raises:
+            DemoFailed: it failed.
+        """
+        shown = shlex.join(["lastgood", *words])
+        self._show(shown.replace(secret, secret[:12] + "…") if secret else shown)
+        return self.quietly(*words)
+
+    def quietly(self, *words: str) -> str:
+        """Run a command without showing it.
+
+        Raises:
+            DemoFailed: it failed.
+        """
+        done = subprocess.run(
+            [sys.executable, "-m", "lastgood", *words],
+            cwd=self.folder,
+            env=self._environment(),
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_S,
+            check=False,
+        )
+        if done.returncode:
+            raise DemoFailed(
+                f"`lastgood {shlex.join(words)}` ended with {done.returncode}: {done.stderr or done.stdout}"
+            )
+        return done.stdout
+
+    def api(self, method: str, path: str, **more: Any) -> Any:
+        """Call the API, and return its answer.
+
+        Raises:
+            DemoFailed: it refused.
+        """
+        if self._client is None:
+            raise DemoFailed("The cloud has not been started.")
+        answer = self._client.request(method, path, **more)
+        if answer.is_error:
+            raise DemoFailed(f"{method} {path}: {answer.text}")
+        return answer.json()
+
+    def until(self, what: str, look: Callable[[], T | None], deadline_s: float) -> T:
+        """Look until there is something to see, and return it.
+
+        Raises:
+            DemoFailed: there was nothing within the deadline, in seconds.
+        """
+        end = time.monotonic() + deadline_s
+        while True:
+            found = look()
+            if found:
+                return found
+            if time.monotonic() > end:
+                raise DemoFailed(f"It did not come true within {deadline_s:.0f} s: {what}.")
+            time.sleep(POLL_S)
+
+    def enter(self, context: contextlib.AbstractContextManager[T]) -> T:
+        """Keep something until the end; it is ended before what was started earlier."""
+        return self._stack.enter_context(context)
+
+    def left_over(self) -> list[int]:
+        """Return the processes of ours that are still there after the end."""
+        return [pid for pid in self.pids if Path(f"/proc/{pid}").exists()]
+
+    def _spawn(self, name: str, words: Sequence[str]) -> subprocess.Popen[bytes]:
+        log: IO[bytes] = self._stack.enter_context((self.folder / f"{name}.log").open("wb"))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lastgood", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=self.folder,
+            env=self._environment(),
+            start_new_session=True,  # Ctrl-C is for the demo, which ends its processes in order
+        )
+        self.pids.append(process.pid)
+        self._stack.callback(_end, process)
+        return process
+
+    def _environment(self) -> dict[str, str]:
+        checkout = str(Path(__file__).resolve().parents[2])
+        return {
+            **os.environ,
+            "LASTGOOD_DATA": str(self.data),
+            "PYTHONPATH": checkout,
+            "PYTHONUNBUFFERED": "1",
+        }
+
+
+def free_port() -> int:
+    """Return a loopback port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process politely, and its whole session if it does not listen."""
+    if process.poll() is not None:
+        return
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _agent_toml(port: int, properties: dict[str, str], group: str) -> str:
+    named = "\n".join(f"{key} = {json.dumps(value)}" for key, value in properties.items())
+    command = json.dumps([sys.executable, "{slot}/beacon.py", "--port", str(port)])
+    return f"""state = "state"
+soak_s = 2
+startup_s = 15
+
+[properties]
+{named}
+
+[tags]
+group = {json.dumps(group)}
+
+[application]
+kind = "process"
+command = {command}
+
+[[checks]]
+kind = "http"
+name = "beacon"
+url = "http://127.0.0.1:{port}/health"
+interval_s = 0.5
+"""

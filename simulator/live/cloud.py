@@ -1,0 +1,222 @@
+"""The cloud as a scenario's operator reaches it: its REST API, and a process of its own when one is asked for.
+
+It holds no rules. What the API refuses becomes an `OperatorError` with the cloud's own sentence.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+
+from protocol.errors import OperatorError, ServiceError
+from simulator.core.payload import MadeUpdate
+
+REQUEST_S: Final = 60.0  # for one answer of the API: registering ten thousand devices takes a while
+START_S: Final = 40.0  # for a cloud of its own to answer: broker, migrations, imports on a busy machine
+STOP_S: Final = 15.0
+DEVICES_AT_ONCE: Final = 5_000  # in one request that adds devices
+PAGE: Final = 1_000  # devices in one answer
+
+
+class CloudApi:
+    """The operator's side of a running cloud."""
+
+    def __init__(self, url: str, token: str) -> None:
+        self.url = url.rstrip("/")
+        self._http = httpx.Client(
+            base_url=f"{self.url}/api/v1", headers={"Authorization": f"Bearer {token}"}, timeout=REQUEST_S
+        )
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._http.close()
+
+    def is_healthy(self) -> bool:
+        """Return whether it answers that it can work."""
+        try:
+            return self._http.get("/health", timeout=2.0).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def add_devices(self, ids: Sequence[str], *, renew: bool = False) -> dict[str, str]:
+        """Register devices, and return their join texts."""
+        found: dict[str, str] = {}
+        for start in range(0, len(ids), DEVICES_AT_ONCE):
+            made = self._ask(
+                "POST", "/devices", {"ids": list(ids[start : start + DEVICES_AT_ONCE]), "renew": renew}
+            )
+            found |= {each["device"]: each["join"].split()[-1] for each in made}
+        return found
+
+    def import_update(self, made: MadeUpdate) -> None:
+        """Import an update with its file."""
+        parts = [
+            ("manifest", ("manifest.json", made.manifest, "application/json")),
+            ("file", (made.file_name, made.content, "application/octet-stream")),
+        ]
+        self._answer(lambda: self._http.post("/updates", files=parts))
+
+    def deploy(self, draft: Mapping[str, Any]) -> str:
+        """Create a deployment, and return its id."""
+        return str(self._ask("POST", "/deployments", {"draft": dict(draft)})["id"])
+
+    def deployment(self, deployment: str) -> Mapping[str, Any]:
+        """Return one deployment as the API shows it."""
+        found: Mapping[str, Any] = self._ask("GET", f"/deployments/{deployment}")
+        return found
+
+    def cancel(self, deployment: str) -> None:
+        """End a deployment."""
+        self._ask("POST", f"/deployments/{deployment}/cancel")
+
+    def retry(self, deployment: str, devices: Sequence[str]) -> None:
+        """Give failed devices a new attempt."""
+        self._ask("POST", f"/deployments/{deployment}/retry", {"devices": list(devices)})
+
+    def move(self, device: str, group: str | None) -> None:
+        """Put a device into a group, or give it back to its tag."""
+        self._ask("PUT", f"/devices/{device}/group", {"group": group})
+
+    def devices(self) -> dict[str, tuple[str, str | None]]:
+        """Return what the cloud says of every device: its group, and what it runs."""
+        found: dict[str, tuple[str, str | None]] = {}
+        after = ""
+        while True:
+            page = self._ask("GET", f"/devices?after={after}&limit={PAGE}")
+            found |= {row["id"]: (row["group"], row["runs"]) for row in page}
+            if len(page) < PAGE:
+                return found
+            after = page[-1]["id"]
+
+    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        return self._answer(lambda: self._http.request(method, path, json=body))
+
+    def _answer(self, ask: Any) -> Any:
+        try:
+            response: httpx.Response = ask()
+        except httpx.HTTPError as error:
+            raise ServiceError(
+                f"The cloud at {self.url} does not answer ({error}). Is `lastgood cloud up` running?"
+            ) from error
+        try:
+            said = response.json()
+        except ValueError:
+            said = {}
+        if response.is_success:
+            return said
+        sentence = said.get("error") if isinstance(said, dict) else None
+        raise OperatorError(sentence or f"The cloud at {self.url} answered {response.status_code}.")
+
+
+def client_file(data: Path) -> tuple[str, str]:
+    """Return address and token from the data folder of a cloud.
+
+    Raises:
+        OperatorError: there is no cloud's folder.
+    """
+    try:
+        words = json.loads((data / "client.json").read_bytes())
+        return str(words["url"]), str(words["token"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OperatorError(
+            f"{data / 'client.json'} cannot be read: start a cloud with `lastgood cloud up --data {data}`, "
+            "give --url and --token, or use --own-cloud."
+        ) from error
+
+
+class OwnCloud:
+    """A cloud in a process of its own, over a folder of its own; it ends with its `with` block."""
+
+    def __init__(self, data: Path, broker: str, heartbeat_s: float) -> None:
+        self.data = data
+        self._broker = broker
+        self._heartbeat_s = heartbeat_s
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> "OwnCloud":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> CloudApi:
+        """Start it, and return its API when it answers.
+
+        Raises:
+            ServiceError: it did not come up; the sentence ends with the last words it said.
+        """
+        self.data.mkdir(parents=True, exist_ok=True)
+        words = [
+            "cloud",
+            "up",
+            "--data",
+            str(self.data),
+            "--broker",
+            self._broker,
+            "--heartbeat",
+            f"{self._heartbeat_s:g}",
+        ]
+        if not (self.data / "ports.json").exists():
+            words += ["--port", "0"]  # later starts take the ports that the devices know
+        root = str(Path(__file__).resolve().parents[2])
+        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+        (self.data / "client.json").unlink(missing_ok=True)
+        with (self.data / "cloud.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "lastgood", *words],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": path},
+                start_new_session=True,  # a Ctrl-C is for us: we end it in order
+            )
+        return self._wait()
+
+    def stop(self) -> None:
+        """End it in order, and for certain."""
+        process, self._process = self._process, None
+        if process is None or process.poll() is not None:
+            return
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(STOP_S)
+
+    def kill(self) -> None:
+        """End it with SIGKILL, as a crash would."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait(STOP_S)
+
+    def _wait(self) -> CloudApi:
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            if self._process is None or self._process.poll() is not None:
+                raise ServiceError(f"The cloud did not start: {self._last_words()}")
+            with contextlib.suppress(OperatorError):
+                api = CloudApi(*client_file(self.data))
+                if api.is_healthy():
+                    return api
+                api.close()
+            time.sleep(0.05)  # between two looks at another process
+        self.stop()
+        raise ServiceError(f"The cloud did not answer within {START_S:g} s: {self._last_words()}")
+
+    def _last_words(self) -> str:
+        try:
+            lines = (self.data / "cloud.log").read_text(errors="replace").strip().splitlines()
+        except OSError:
+            lines = []
+        return " / ".join(lines[-3:]) or "it said nothing."
