@@ -62,7 +62,9 @@ class TrustedKeys:
         try:
             envelope.verify(self._keys, 1)
         except (VerificationError, ValueError) as error:  # the second when there is no key at all
-            raise SignatureRefused("The assignment is not signed by the cloud's key; it was not obeyed.") from error
+            raise SignatureRefused(
+                "The assignment is not signed by the cloud's key; it was not obeyed."
+            ) from error
         return bytes(envelope.payload)
 
 
@@ -73,7 +75,7 @@ def _envelope_of(data: bytes) -> Envelope:
         raise MessageRefused("envelope", "It is not a signed envelope.")
     try:
         envelope = Envelope.from_dict(fields)
-    except Exception as error:  # noqa: BLE001 - the library leaks arbitrary exceptions on hostile input (FACTS)
+    except Exception as error:
         raise MessageRefused("envelope", "It is not a signed envelope.") from error
     if envelope.payload_type != ASSIGNMENT_TYPE:
         raise MessageRefused("envelope", f"The envelope holds {envelope.payload_type!r}, not an assignment.")
@@ -84,7 +86,11 @@ def _public_key(pem: str) -> SSlibKey:
     try:
         key = serialization.load_pem_public_key(pem.encode("ascii"))
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise OperatorError("The cloud's public key is not PEM text; copy it anew from `lastgood device add`.") from error
+        raise OperatorError(
+            "The cloud's public key is not PEM text; copy it anew from `lastgood device add`."
+        ) from error
     if not isinstance(key, Ed25519PublicKey):
-        raise OperatorError("The cloud's public key is not an Ed25519 key; copy it anew from `lastgood device add`.")
+        raise OperatorError(
+            "The cloud's public key is not an Ed25519 key; copy it anew from `lastgood device add`."
+        )
     return SSlibKey.from_crypto(key)

@@ -44,7 +44,8 @@ def check_group(text: str) -> str:
     """
     if text != DEFAULT_GROUP and not re.fullmatch(DEVICE_ID_PATTERN[1:-1], text):
         raise OperatorError(
-            f"{text!r} cannot name a group: use 1 to 64 letters, digits, dots, dashes and underscores, or {DEFAULT_GROUP}."
+            f"{text!r} cannot name a group: use 1 to 64 letters, digits, dots, dashes and underscores, "
+            f"or {DEFAULT_GROUP}."
         )
     return text
 
@@ -64,7 +65,9 @@ class Version:
             OperatorError: it is not one to four numbers below 2³¹.
         """
         if not _VERSION.fullmatch(text) or any(int(part) > _VERSION_PART_MAX for part in text.split(".")):
-            raise OperatorError(f"{text!r} is not a version: use one to four numbers with dots between, such as 1.2.0.")
+            raise OperatorError(
+                f"{text!r} is not a version: use one to four numbers with dots between, such as 1.2.0."
+            )
         return cls(text)
 
     @property

@@ -157,7 +157,9 @@ WORKFLOW: Final[Mapping[WorkflowState, Mapping[WorkflowEvent, frozenset[Workflow
         _E.HEALTH_PASSED: frozenset({_S.CONFIRMING}),
         _E.HEALTH_FAILED: frozenset({_S.REVERTING}),
         _E.CLOUD_REACHED: frozenset({_S.CONFIRMING}),
-        _E.COMMITTED: frozenset({_S.IDLE, _S.CONFIRMING, _S.REVERTING}),  # what was read back may say otherwise
+        _E.COMMITTED: frozenset(
+            {_S.IDLE, _S.CONFIRMING, _S.REVERTING}
+        ),  # what was read back may say otherwise
         _E.COMMIT_FAILED: frozenset({_S.CONFIRMING, _S.REVERTING, _S.IDLE}),
         _E.STARTS_EXHAUSTED: frozenset({_S.REVERTING}),
         _E.FELL_BACK: frozenset({_S.IDLE, _S.REVERTING}),

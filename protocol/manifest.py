@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from protocol.errors import MessageRefused, OperatorError
 from protocol.identity import UpdateId
@@ -25,7 +33,9 @@ STEPS_MAX: Final = 100  # in one update
 FILE_BYTES_MAX: Final = 2**40  # 1 TiB: beyond any device of today, and safe in every integer
 
 Text = Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\x00]*$")]
-FileName = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9._][A-Za-z0-9._ +@~-]*$")]
+FileName = Annotated[
+    str, StringConstraints(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9._][A-Za-z0-9._ +@~-]*$")
+]
 PropertyName = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[\x21-\x7e]+$")]
 Properties = Annotated[dict[PropertyName, Text], Field(min_length=1, max_length=5)]
 
@@ -81,7 +91,9 @@ class Step(Part):
 
     type: Literal["inline"] = "inline"
     description: Text = ""
-    handler: Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$")]
+    handler: Annotated[
+        str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$")
+    ]
     files: Annotated[list[FileName], Field(max_length=FILES_MAX)] = []
     handlerProperties: dict[str, Any] = {}  # noqa: N815
 

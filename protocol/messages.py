@@ -5,9 +5,9 @@ unknown fields are ignored when reading, and sizes are capped (DESIGN.md section
 UTC milliseconds of the cloud's clock, everything else is a duration.
 """
 
-from typing import Annotated, Final, Literal, TypeVar
+from typing import Annotated, Final, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from protocol.errors import MessageRefused
 from protocol.identity import DEVICE_ID_PATTERN, SHA256_HEX_PATTERN
@@ -21,6 +21,8 @@ OUTCOMES_MAX: Final = 32  # in one state; the oldest are folded into a count (R7
 DETAIL_CHARACTERS_MAX: Final = 500  # of free text that explains a failure
 PROPERTIES_MAX: Final = 32  # properties or tags of one device
 EPOCH_MAX: Final = 2**53 - 1  # the largest integer every JSON reader keeps exact
+
+_PATH_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9.-]*(/[A-Za-z0-9][A-Za-z0-9.-]*)*$"  # relative, and never `..`
 
 DeviceId = Annotated[str, StringConstraints(pattern=DEVICE_ID_PATTERN)]
 Sha256 = Annotated[str, StringConstraints(pattern=SHA256_HEX_PATTERN)]
@@ -107,6 +109,14 @@ class OutcomeReport(Value):
     reach_ms: Count | None = None
     reach_limit_ms: Count | None = None
 
+    @model_validator(mode="after")
+    def _says_why(self) -> Self:
+        if self.result is Result.FAILED and self.reason is None:
+            raise ValueError("a failure needs its reason")
+        if self.result is Result.ABANDONED and self.abandoned is None:
+            raise ValueError("an abandoned attempt needs its why")
+        return self
+
 
 class Answer(Value):
     """What a device says to the newest hold or cancel it accepted (R5)."""
@@ -178,7 +188,7 @@ class Target(Value):
     """One update manifest: what it is called, where it lies, and the sha256 that is its identity."""
 
     update: Line
-    path: Annotated[str, StringConstraints(max_length=256, pattern=r"^[A-Za-z0-9][A-Za-z0-9./-]*$")]
+    path: Annotated[str, StringConstraints(max_length=256, pattern=_PATH_PATTERN)]
     size_bytes: Count
     sha256: Sha256
 
@@ -210,6 +220,13 @@ class Assignment(Message):
     trial_starts: Annotated[int, Field(ge=1, le=16)] | None = None
     snapshot_version: Count | None = None
 
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        needed = (self.deployment, self.attempt, self.target, self.repository)
+        if self.action == "install" and None in needed:
+            raise ValueError("an install needs its deployment, attempt, target and repository")
+        return self
+
 
 MODELS: Final[dict[Kind, type[Message]]] = {
     Kind.HELLO: Hello,
@@ -226,7 +243,7 @@ def read(model: type[M], data: bytes) -> M:
     """Read one message strictly; the inverse of `write`.
 
     Raises:
-        MessageRefused: not JSON, too large, or not of this model; `reason` is `too_large`, `not_json`, `schema` or `fields`.
+        MessageRefused: `reason` is `too_large`, `not_json`, `schema` or `fields` (not of this model).
     """
     fields = parse(data, bytes_max=MESSAGE_BYTES_MAX)
     schema = fields.get("schema")

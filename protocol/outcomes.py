@@ -73,7 +73,7 @@ BEFORE_NO_RETURN: Final[Mapping[Reason, Party]] = {
     Reason.HANDLER_FAILED: Party.UPDATE,
     Reason.TIMED_OUT: Party.NETWORK,
 }
-"""Faults before the point of no return; a reason that is not listed cannot honestly occur there, and is the device's."""
+"""Faults before the point of no return; a reason not listed cannot honestly occur there, and is the device's."""
 
 
 def fault_of(

@@ -39,7 +39,9 @@ def parse(data: bytes, *, bytes_max: int = MESSAGE_BYTES_MAX) -> dict[str, Any]:
 
 def dump(value: object) -> bytes:
     """Write a value as canonical JSON: keys sorted, no spaces, UTF-8, so that equal values are equal bytes."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode("utf-8")
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode("utf-8")
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -48,13 +48,20 @@ class Rule:
 
 RULES: Final[Mapping[Kind, Rule]] = {
     Kind.HELLO: Rule(
-        Direction.UP, "device", 1, "on every connect and heartbeat: instance, sequence, epoch, digest of its state, nonce"
+        Direction.UP,
+        "device",
+        1,
+        "on every connect and heartbeat: instance, sequence, epoch, digest of its state, nonce",
     ),
-    Kind.STATE: Rule(Direction.UP, "device", 1, "the whole reported state, with all outcomes not yet acknowledged"),
+    Kind.STATE: Rule(
+        Direction.UP, "device", 1, "the whole reported state, with all outcomes not yet acknowledged"
+    ),
     Kind.PROGRESS: Rule(Direction.UP, "device", 0, "phase and bytes, rate-limited, may be lost"),
     Kind.GONE: Rule(Direction.UP, "broker", 1, "the last will"),
     Kind.DESIRED: Rule(Direction.DOWN, "cloud", 1, "the signed assignment: the device's whole desired state"),
-    Kind.ACK: Rule(Direction.DOWN, "cloud", 1, "what the cloud's database has of the device, and its newest epoch"),
+    Kind.ACK: Rule(
+        Direction.DOWN, "cloud", 1, "what the cloud's database has of the device, and its newest epoch"
+    ),
     Kind.SYNC: Rule(Direction.DOWN, "cloud", 0, "asks everyone to say hello within a window"),
 }
 
@@ -88,18 +95,28 @@ class Topics:
         if head or len(levels) != 3 or levels[2] not in _KINDS:
             raise MessageRefused("topic", f"{topic!r} is not a topic of lastgood under {self.prefix!r}.")
         direction, device, kind = levels[0], levels[1], Kind(levels[2])
-        fits = device == EVERYONE if kind is Kind.SYNC else bool(_DEVICE_ID.fullmatch(device)) and device != EVERYONE
+        fits = (
+            device == EVERYONE
+            if kind is Kind.SYNC
+            else bool(_DEVICE_ID.fullmatch(device)) and device != EVERYONE
+        )
         if RULES[kind].direction != direction or not fits:
             raise MessageRefused("topic", f"{topic!r} is not a topic of lastgood under {self.prefix!r}.")
         return Topic(kind, device)
 
     def read_by_device(self, device: str) -> tuple[str, ...]:
         """Return the filters that a device subscribes to."""
-        return (self.build(Kind.DESIRED, device), self.build(Kind.ACK, device), self.build(Kind.SYNC, EVERYONE))
+        return (
+            self.build(Kind.DESIRED, device),
+            self.build(Kind.ACK, device),
+            self.build(Kind.SYNC, EVERYONE),
+        )
 
     def read_by_cloud(self) -> tuple[str, ...]:
         """Return the filters that the cloud subscribes to."""
-        return tuple(f"{self.prefix}/up/+/{kind}" for kind, rule in RULES.items() if rule.direction is Direction.UP)
+        return tuple(
+            f"{self.prefix}/up/+/{kind}" for kind, rule in RULES.items() if rule.direction is Direction.UP
+        )
 
 
 _KINDS: Final = frozenset(kind.value for kind in Kind)

@@ -76,7 +76,7 @@ class Options:
 @sim.command()
 @click.argument("scenario", type=click.Path(path_type=Path, dir_okay=False, exists=True))
 @click.option("--world", type=click.Choice(["live", "virtual"]), default="live", show_default=True,
-              help="live: real MQTT and downloads. virtual: virtual time, the same bytes for the same seed.")  # fmt: skip
+              help="live: real MQTT and downloads. virtual: the same bytes for the same seed.")  # fmt: skip
 @click.option("--seed", type=int, default=None, help="Decides all that is drawn. [the scenario's]")
 @click.option("--url", default=None, help="Address of a running cloud.")
 @click.option("--token", default=None, envvar="LASTGOOD_TOKEN", help="Its API token (an administrator's).")
@@ -191,7 +191,8 @@ def _virtual(scenario: Scenario, options: Options, console: Console) -> Ending:
     _say(
         console,
         f"{done.virtual_ms / 1_000:,.0f} s of virtual time in {time.monotonic() - began:.1f} s: "
-        f"{done.messages} messages ({done.lost} lost), {done.power_losses} power losses, {done.cloud_starts} starts of the cloud, "
+        f"{done.messages} messages ({done.lost} lost), {done.power_losses} power losses, "
+        f"{done.cloud_starts} starts of the cloud, "
         f"{done.checks} checks of invariants, trace {done.trace}",
     )
     return done.ending

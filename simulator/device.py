@@ -205,6 +205,8 @@ class VirtualDevice:
 
     def handle(self, event: Event) -> None:
         """Feed the core one event, and carry out its effects; events that arise meanwhile wait their turn."""
+        if self.core is None:
+            return  # without power nobody hears it
         self._inbox.append(event)
         if self._busy:
             return

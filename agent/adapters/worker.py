@@ -174,6 +174,7 @@ class Worker:
         if stop():
             raise WorkStopped
         ports.slots.begin(effect.slot, effect.manifest)
+        self._post(Observed(ports.slots.probe()))  # the download takes long: what a report says of the slot is true
         ports.fetcher.fetch(effect.order, manifest, ports.downloads, stop=stop, tell=self._teller(effect.tag))
         self._done(effect.tag, E.DOWNLOADED)
 
@@ -198,9 +199,12 @@ class Worker:
         def failed(sentence: str) -> None:
             self._post(Finished(effect.tag, E.HEALTH_FAILED, sentence, Reason.HEALTH_FAILED))
 
-        self._ports.watch.run(
-            stop=stop, held=lambda: self._post(Finished(effect.tag, E.HEALTH_PASSED)), failed=failed
-        )
+        def held() -> None:
+            # The loop looks every now and then; no soak is held by an application that has ended since.
+            if self._ports.application.ended() is None:
+                self._post(Finished(effect.tag, E.HEALTH_PASSED))
+
+        self._ports.watch.run(stop=stop, held=held, failed=failed)
 
     def _activate(self, effect: Activate, _: Stop) -> None:
         self._ports.slots.activate(effect.slot, effect.starts)

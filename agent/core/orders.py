@@ -93,7 +93,7 @@ def judge(
         return Refused(error.reason)
     if order.device != device:
         return Refused("device")
-    if not _is_complete(order):
+    if (order.deployment is None) != (order.attempt is None):  # a cancel names both, a hold neither
         return Refused("fields")
     if time.is_past(order.issued_ms + order.lifetime_ms, now_ms):
         return Refused("expired")
@@ -120,12 +120,6 @@ def reread(envelope: bytes | None) -> Assignment | None:
         return read(Assignment, base64.b64decode(body, validate=True)) if isinstance(body, str) else None
     except (LastgoodError, binascii.Error):
         return None
-
-
-def _is_complete(order: Assignment) -> bool:
-    if order.action == "hold":
-        return (order.deployment is None) == (order.attempt is None)
-    return None not in (order.target, order.repository, order.deployment, order.attempt)
 
 
 def _meaning(order: Assignment) -> tuple[object, ...]:

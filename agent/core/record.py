@@ -31,7 +31,7 @@ _BROKEN: Final = (
     ValidationError,
     ValueError,
     TypeError,
-    KeyError,
+    LookupError,
     AttributeError,
     binascii.Error,
 )

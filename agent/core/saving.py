@@ -4,7 +4,7 @@ It writes nothing (`adapters/` do). It keeps the rule that Save stands before th
 those acts, so that a refused Save can be answered (`device.py`).
 """
 
-from agent.core.model import Chance, Effect, Record, Save
+from agent.core.model import Chance, Effect, Publish, Record, Save
 from agent.core.settings import SAVE_WAIT_FIRST_MS, SAVE_WAIT_MOST_MS, backoff
 from protocol.lifecycle import WorkflowState
 
@@ -46,9 +46,12 @@ class Saves:
         return withheld
 
     def before(self, record: Record, acts: list[Effect], now_ms: int) -> list[Effect]:
-        """Return the acts behind a Save, when there is something to save and either acts or time demand it."""
-        waits = self.due is not None and self.due > now_ms
-        if record is self._durable or (waits and not acts):
+        """Return the acts behind a Save, if there is something to save.
+
+        While a disk refuses, reports alone are no reason to ask it again before its time: they go out from memory.
+        """
+        refuses = self.due is not None and self.due > now_ms
+        if record is self._durable or (refuses and all(isinstance(act, Publish) for act in acts)):
             return acts
         self._attempt, self.due, self.withheld = record, None, acts
         return [Save(record), *acts]

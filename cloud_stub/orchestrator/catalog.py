@@ -17,6 +17,10 @@ def add(turn: Turn, data: bytes, who: str) -> UpdateRow:
         OperatorError: the manifest is not valid, or another one has this name already.
     """
     manifest = read_manifest(data)
+    if not manifest.document.isDeployable:
+        raise OperatorError(
+            f"{manifest.update} says isDeployable: false; import the update that refers to it instead."
+        )
     known = turn.unit.update(str(manifest.update))
     if known is not None:
         if known.sha256 == manifest.sha256:

@@ -30,7 +30,9 @@ def hello(turn: Turn, box: "outbox.Outbox", device: DeviceRow, said: Hello) -> N
     now = _instance(turn, _present(turn, device, said.connection), said.instance, may_supersede=True)
     now = _epoch(turn, box, now, said)
     if said.epoch is None and now.order_action is None:
-        now = turn.raised(now)  # a first order, if only to hold: later ones need no nonce and reach it at once (R3)
+        now = turn.raised(
+            now
+        )  # a first order, if only to hold: later ones need no nonce and reach it at once (R3)
     turn.put_device(device, now)
     now = box.decided(turn, now)
     lacks = now.epoch > 0 and now.order_action is not None and (said.epoch or 0) < now.epoch

@@ -368,7 +368,8 @@ def _or_value_error(check: Callable[[str], object], text: str) -> None:
 
 
 def _first(error: ValidationError, fields: Mapping[str, Any]) -> str:
-    first = error.errors(include_url=False, include_input=False)[0]
+    errors = error.errors(include_url=False, include_input=False)
+    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])  # a slip makes two errors
     place = [str(part) for part in first["loc"] if not _is_tag(part, first["loc"], fields)]
     message = first["msg"].removeprefix("Value error, ").rstrip(".")
     return f"{'.'.join(place)}: {message}." if place else f"{message}."

@@ -145,9 +145,7 @@ class Story:
         )
         self.say(f"some devices are well with it: {self.bad_one()['tally']['succeeded']} committed {BAD}")
         for agent in self.agents:
-            row = self.backstage.until(
-                f"{agent.id} failed", lambda agent=agent: self.verdict(agent.id), ROLLOUT_S
-            )  # type: ignore[misc]
+            row = self.wait_for_failure(agent.id)
             self.say(
                 f"{agent.id}: {row['state']} ({row['reason']}), the fault of the {row['party']}: {row['detail']}"
             )
@@ -257,9 +255,13 @@ class Story:
         found: list[dict[str, Any]] = self.backstage.api("GET", path, params={"state": state})
         return found
 
-    def verdict(self, device: str) -> dict[str, Any] | None:
-        """Return how a device failed on version 2, once it has."""
-        return next((row for row in self.rows("failed") if row["device"] == device), None)
+    def wait_for_failure(self, device: str) -> dict[str, Any]:
+        """Wait until a device has failed on version 2, and return how."""
+
+        def verdict() -> dict[str, Any] | None:
+            return next((row for row in self.rows("failed") if row["device"] == device), None)
+
+        return self.backstage.until(f"{device} failed on {BAD}", verdict, ROLLOUT_S)
 
     def wait_for_runs(self, group: str, update: str) -> None:
         """Wait until every member of a group runs an update, and works on nothing."""

@@ -76,7 +76,9 @@ def an_order(epoch: int = 10, manifest: bytes | None = None, **changes: Any) -> 
     return Assignment(**{**fields, **changes})
 
 
-def a_hold(epoch: int = 10, deployment: str | None = None, attempt: int | None = None, **changes: Any) -> Assignment:
+def a_hold(
+    epoch: int = 10, deployment: str | None = None, attempt: int | None = None, **changes: Any
+) -> Assignment:
     """Return a hold; it is a cancel when it names a deployment and an attempt."""
     fields: dict[str, Any] = {
         "device": DEVICE,
@@ -115,4 +117,6 @@ def slots_running(manifest: bytes, spare: Slot | None = None) -> SlotTable:
 
 def slots_in_trial(running: bytes, trial: bytes, starts_left: int = 3) -> SlotTable:
     """Return a table in which slot B is booted in trial, and slot A is last known good."""
-    return SlotTable({"A": a_slot(running), "B": a_slot(trial, Holds.TRIAL, starts_left=starts_left)}, "B", "A")
+    return SlotTable(
+        {"A": a_slot(running), "B": a_slot(trial, Holds.TRIAL, starts_left=starts_left)}, "B", "A"
+    )

@@ -137,7 +137,9 @@ class Rig:
             elif isinstance(effect, Publish):
                 self.sent.append(effect)
             elif isinstance(effect, StopWork):
-                self.waiting = [e for e in self.waiting if isinstance(e, Invalidate | Start | Commit | Activate | Revert)]
+                self.waiting = [
+                    e for e in self.waiting if isinstance(e, Invalidate | Start | Commit | Activate | Revert)
+                ]
             else:
                 self.waiting.append(effect)
         self.watch()
@@ -267,7 +269,9 @@ def _prepare(rig: Rig, effect: Prepare) -> Event:
 
 def _download(rig: Rig, effect: Download) -> Event:
     manifest = read_manifest(effect.manifest)
-    rig.slots = rules.begin(rig.slots, effect.slot, str(manifest.update), manifest.sha256, manifest.release_counter)
+    rig.slots = rules.begin(
+        rig.slots, effect.slot, str(manifest.update), manifest.sha256, manifest.release_counter
+    )
     return Finished(effect.tag, E.DOWNLOADED, slots=rig.slots)
 
 

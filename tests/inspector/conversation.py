@@ -15,6 +15,7 @@ from protocol.messages import (
     Message,
     OutcomeReport,
     Progress,
+    Repository,
     Running,
     SlotReport,
     State,
@@ -74,6 +75,7 @@ ORDER: Final = Assignment(
     deployment="d-42",
     attempt=1,
     target=Target(update="acme/app:2.0.0", path="acme/app/2.0.0.json", size_bytes=400, sha256=SHA),
+    repository=Repository(url="http://127.0.0.1:8080/repo"),
 )
 ACK: Final = Ack(device=DEVICE, instance="inst-1", sequence=11, digest=SHA, newest_epoch=7, nonce="nonce-77")
 GONE: Final = Gone(device=DEVICE, connection="conn-1")

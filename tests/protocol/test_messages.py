@@ -34,7 +34,7 @@ from protocol.messages import (
     write,
 )
 from protocol.outcomes import Abandoned, Reason, Result
-from protocol.strict_json import MESSAGE_BYTES_MAX
+from protocol.strict_json import MESSAGE_BYTES_MAX, dump
 from protocol.topics import Kind
 
 SHA = "0123456789abcdef" * 4
@@ -65,8 +65,8 @@ outcomes = st.builds(
     attempt=counts,
     result=st.sampled_from(Result),
     phase=phases,
-    reason=maybe(st.sampled_from(Reason)),
-    abandoned=maybe(st.sampled_from(Abandoned)),
+    reason=st.sampled_from(Reason),
+    abandoned=st.sampled_from(Abandoned),
     detail=details,
     already_there=st.booleans(),
     running_sha256=maybe(shas),
@@ -100,6 +100,7 @@ states = st.builds(
     minimal=st.booleans(),
 )
 targets = st.builds(Target, update=lines, path=st.just("acme/app/1.0.json"), size_bytes=counts, sha256=shas)
+repositories = st.builds(Repository, url=st.just("https://host/x"), query=st.just("?e=1&s=2"))
 assignments = st.builds(
     Assignment,
     device=devices,
@@ -107,11 +108,11 @@ assignments = st.builds(
     issued_ms=counts,
     lifetime_ms=counts,
     action=st.sampled_from(["install", "hold"]),
-    deployment=maybe(words),
-    attempt=maybe(counts),
+    deployment=words,
+    attempt=counts,
     nonce=maybe(words),
-    target=maybe(targets),
-    repository=maybe(st.builds(Repository, url=st.just("https://host/x"), query=st.just("?e=1&s=2"))),
+    target=targets,
+    repository=repositories,
     allow_downgrade=st.booleans(),
     offline_ok=st.booleans(),
     trial_starts=maybe(st.integers(1, 16)),
@@ -300,3 +301,24 @@ def test_any_object_is_read_or_refused(model: type[Message], fields: dict[str, A
     except MessageRefused:
         return
     assert read(model, write(message)) == message
+
+
+@pytest.mark.parametrize("missing", ["deployment", "attempt", "target", "repository"])
+def test_an_install_says_everything_it_needs(missing: str) -> None:
+    """An order to install without one of its parts is refused, so that no core meets half an order."""
+    target = {"update": "a/b:1.0", "path": "a/b/1.0.json", "size_bytes": 1, "sha256": SHA}
+    whole = {
+        **ASSIGNMENT, "action": "install", "deployment": "d1", "attempt": 1, "target": target,
+        "repository": {"url": "http://host/repo"},
+    }  # fmt: skip
+    assert read(Assignment, dump(whole)).deployment == "d1"
+    with pytest.raises(MessageRefused, match="needs its deployment"):
+        read(Assignment, dump({key: value for key, value in whole.items() if key != missing}))
+
+
+@pytest.mark.parametrize("path", ["../b.json", "a/../b.json", "a//b.json", "a/./b.json", "/a.json", "a/.hidden"])
+def test_a_target_never_leaves_the_repository(path: str) -> None:
+    """A path with `..`, an empty part or a hidden name is refused."""
+    target = {"update": "a/b:1.0", "path": path, "size_bytes": 1, "sha256": SHA}
+    with pytest.raises(MessageRefused, match="path"):
+        read(Assignment, dump({**ASSIGNMENT, "target": target}))

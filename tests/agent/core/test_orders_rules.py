@@ -123,7 +123,10 @@ def test_R1_while_busy_past_the_point_of_no_return_one_order_waits_and_the_newes
     assert rig.device.workflow.next.epoch == 12
     assert (rig.states[-1].epoch, rig.states[-1].epoch_in_work) == (12, 10)
     rig.work()
-    assert [(seen[0], seen[2]["result"]) for seen in rig.seen] == [("d10", Result.ABANDONED), ("d12", Result.SUCCEEDED)]
+    assert [(seen[0], seen[2]["result"]) for seen in rig.seen] == [
+        ("d10", Result.ABANDONED),
+        ("d12", Result.SUCCEEDED),
+    ]
 
 
 def test_R2_a_device_ahead_of_the_cloud_proves_its_epoch_with_the_signed_order() -> None:
@@ -156,7 +159,12 @@ def test_R3_the_first_order_must_echo_a_nonce_of_this_devices_own_hello() -> Non
 def test_R3_a_new_record_takes_its_floor_from_the_good_slots() -> None:
     """The release-counter floor of a device without a record is the highest of what it runs or ran."""
     slots = SlotTable(
-        {"A": a_slot(a_manifest("1.0", release_counter=6)), "B": a_slot(a_manifest("1.1", release_counter=8))}, "A", "A"
+        {
+            "A": a_slot(a_manifest("1.0", release_counter=6)),
+            "B": a_slot(a_manifest("1.1", release_counter=8)),
+        },
+        "A",
+        "A",
     )
     assert Rig(slots=slots).start().device.record.floor == 8
 
@@ -168,12 +176,14 @@ def test_R3_a_new_record_takes_its_floor_from_the_good_slots() -> None:
         (b'{"payload": "", "payloadType": "x", "signatures": []}', "envelope"),
         (signed(an_order(11, NEW), STRANGER), "signature"),
         (signed(an_order(11, NEW, device="another")), "device"),
-        (signed(an_order(11, NEW, target=None)), "fields"),
+        (signed(an_order(11, NEW).model_copy(update={"target": None})), "fields"),
         (signed(a_hold(11, deployment="d10")), "fields"),
         (b"x" * 300_000, "too_large"),
     ],
 )
-def test_what_is_not_a_signed_order_for_this_device_is_counted_and_never_stored(payload: bytes, reason: str) -> None:
+def test_what_is_not_a_signed_order_for_this_device_is_counted_and_never_stored(
+    payload: bytes, reason: str
+) -> None:
     """Bad signature, another device, or nonsense: no state changes, and the count travels in hello."""
     rig = rig_with_order(10)
     before = rig.device.record

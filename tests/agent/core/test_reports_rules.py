@@ -1,6 +1,7 @@
 """What a device tells and how often: repair, outcomes as a list, sequence and instance (R6, R7, R8), and heartbeats."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -32,7 +33,13 @@ def acknowledged_rig(**settings: object) -> Rig:
 
 def an_outcome(epoch: int, **changes: object) -> OutcomeReport:
     """Return a failed attempt."""
-    fields = {"epoch": epoch, "deployment": f"d{epoch}", "attempt": 1, "result": Result.FAILED, "reason": Reason.NETWORK}
+    fields = {
+        "epoch": epoch,
+        "deployment": f"d{epoch}",
+        "attempt": 1,
+        "result": Result.FAILED,
+        "reason": Reason.NETWORK,
+    }
     return OutcomeReport(**{**fields, **changes})  # type: ignore[arg-type]
 
 
@@ -72,7 +79,7 @@ def test_R6_an_unacknowledged_state_is_sent_again_with_back_off() -> None:
         before = len(rig.states)
         rig.tick()
         times += [rig.now_ms] * (len(rig.states) - before)
-    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(times)]
     assert all(1_000 <= gap <= min(120_000, 2_000 * 2**turn) for turn, gap in enumerate(gaps))
     assert max(gaps) > 20_000
     rig.answer_hello()
@@ -131,14 +138,20 @@ def test_R7_outcomes_travel_until_an_acknowledgement_covers_the_state_that_carri
 def test_R7_a_failure_is_not_lost_when_a_rollback_order_arrives_next() -> None:
     """Offline through a failure and two more orders, the device tells all of them."""
     rig = acknowledged_rig()
-    rig.first_order(an_order(10, a_manifest("2.0", compatibility={"model": "x"})), a_manifest("2.0", compatibility={"model": "x"}))
+    rig.first_order(
+        an_order(10, a_manifest("2.0", compatibility={"model": "x"})),
+        a_manifest("2.0", compatibility={"model": "x"}),
+    )
     rig.perform(rig.waiting[-1])
     rig.order(an_order(11, a_manifest("1.0")))
     rig.order(a_hold(12))
     rig.lose_power()
     rig.connect()
     rig.work()
-    assert [(seen[0], seen[2]["reason"]) for seen in rig.seen] == [("d10", Reason.INCOMPATIBLE), ("d11", None)]
+    assert [(seen[0], seen[2]["reason"]) for seen in rig.seen] == [
+        ("d10", Reason.INCOMPATIBLE),
+        ("d11", None),
+    ]
 
 
 def test_R7_beyond_the_cap_the_oldest_is_folded_into_a_count() -> None:
@@ -256,4 +269,3 @@ def test_texts_of_adapters_never_break_a_report(text: str) -> None:
     assert rig.held is not None
     assert rig.seen[-1][2]["result"] is Result.FAILED
     assert encode(rig.device.record)
-

@@ -21,10 +21,14 @@ from agent.core.settings import COMMIT_TRIES_MAX, Settings
 from protocol.lifecycle import WorkflowEvent as E
 from protocol.lifecycle import WorkflowState as S
 from protocol.outcomes import Abandoned, Party, Reason, Result, fault_of
-from tests.agent.builders import a_hold, a_manifest, a_slot, an_order, slots_running
+from tests.agent.builders import a_hold, a_manifest, a_slot, an_order, sha_of, slots_running
 from tests.agent.fakes_core import Rig
 
-OLD, NEW, THIRD = a_manifest("1.0"), a_manifest("2.0", release_counter=5), a_manifest("3.0", release_counter=6)
+OLD, NEW, THIRD = (
+    a_manifest("1.0"),
+    a_manifest("2.0", release_counter=5),
+    a_manifest("3.0", release_counter=6),
+)
 MINUTE = 60_000
 
 
@@ -51,7 +55,7 @@ def test_R4_a_device_switches_only_after_the_cloud_answered_a_hello_said_since_r
     rig.ack(nonce=fresh, newest_epoch=11)
     assert rig.state is S.READY
     rig.ack(nonce=fresh)
-    assert rig.state is S.SWITCHING
+    assert rig.device.workflow.state is S.SWITCHING
 
 
 def test_R4_it_asks_again_on_reconnect_and_with_back_off_and_only_this_connection_counts() -> None:
@@ -68,7 +72,7 @@ def test_R4_it_asks_again_on_reconnect_and_with_back_off_and_only_this_connectio
     rig.ack(nonce=before)
     assert rig.state is S.READY
     rig.ack(nonce=rig.hellos[-1].nonce)
-    assert rig.state is S.SWITCHING
+    assert rig.device.workflow.state is S.SWITCHING
 
 
 def test_R4_a_restart_in_ready_checks_the_slot_and_asks_again() -> None:
@@ -82,7 +86,7 @@ def test_R4_a_restart_in_ready_checks_the_slot_and_asks_again() -> None:
     assert rig.state is S.READY, "the slot is still being checked"
     rig.perform(rig.next(Rehash))
     rig.answer_hello()
-    assert rig.state is S.SWITCHING
+    assert rig.device.workflow.state is S.SWITCHING
 
 
 def test_R4_orders_marked_offline_ok_need_no_answer() -> None:
@@ -140,7 +144,9 @@ def test_R11_needs_cloud_false_commits_on_health_alone() -> None:
     assert rig.next(Commit)
 
 
-@pytest.mark.parametrize(("old_slot_needs_ms", "party"), [(5_000, Party.UPDATE), (40 * MINUTE, Party.NETWORK)])
+@pytest.mark.parametrize(
+    ("old_slot_needs_ms", "party"), [(5_000, Party.UPDATE), (40 * MINUTE, Party.NETWORK)]
+)
 def test_R11_past_its_limit_the_trial_reverts_and_the_old_slot_says_whose_fault_it_was(
     old_slot_needs_ms: int, party: Party
 ) -> None:
@@ -162,7 +168,12 @@ def test_R11_past_its_limit_the_trial_reverts_and_the_old_slot_says_whose_fault_
     outcome = rig.states[-1].outcomes[-1]
     assert outcome.reason is Reason.CLOUD_UNREACHABLE
     assert (outcome.reach_ms, outcome.reach_limit_ms) == (old_slot_needs_ms, 30 * MINUTE)
-    assert fault_of(outcome.reason, outcome.phase, reach_ms=outcome.reach_ms, reach_limit_ms=outcome.reach_limit_ms) is party
+    assert (
+        fault_of(
+            outcome.reason, outcome.phase, reach_ms=outcome.reach_ms, reach_limit_ms=outcome.reach_limit_ms
+        )
+        is party
+    )
 
 
 def test_R10_a_failed_health_check_reverts_by_itself_and_is_the_updates_fault() -> None:
@@ -172,7 +183,11 @@ def test_R10_a_failed_health_check_reverts_by_itself_and_is_the_updates_fault() 
     assert rig.record.workflow.verdict is not None
     rig.work()
     seen = rig.seen[-1][2]
-    assert (seen["reason"], seen["phase"], seen["detail"]) == (Reason.HEALTH_FAILED, S.CONFIRMING, "http: 500")
+    assert (seen["reason"], seen["phase"], seen["detail"]) == (
+        Reason.HEALTH_FAILED,
+        S.CONFIRMING,
+        "http: 500",
+    )
     assert seen["running_sha256"] == rig.slots.slots["A"].sha256
     assert fault_of(seen["reason"], seen["phase"]) is Party.UPDATE
     assert rig.slots.slots["B"].holds is Holds.BAD
@@ -236,11 +251,11 @@ def test_another_order_in_the_trial_goes_back_at_once_without_commit_or_floor() 
     rig.order(an_order(11, THIRD), THIRD)
     assert rig.state is S.REVERTING
     rig.perform(rig.next(Revert))
-    assert rig.state is S.DOWNLOADING
+    assert rig.device.workflow.state is S.DOWNLOADING
     assert rig.device.record.floor == 0
     assert rig.outcomes[-1].abandoned is Abandoned.REPLACED
     rig.work()
-    assert rig.slots.running.sha256 == an_order(1, THIRD).target.sha256  # type: ignore[union-attr]
+    assert rig.slots.running.sha256 == sha_of(THIRD)
 
 
 def test_another_order_while_the_commit_is_in_hand_waits_for_it() -> None:
@@ -368,7 +383,10 @@ def test_orders_that_replace_each_other_leave_an_outcome_each() -> None:
     rig.order(an_order(11, THIRD), THIRD)
     assert [type(effect) for effect in rig.log[-4:]].count(StopWork) == 1
     rig.work()
-    assert [(seen[0], seen[2]["result"]) for seen in rig.seen] == [("d10", Result.ABANDONED), ("d11", Result.SUCCEEDED)]
+    assert [(seen[0], seen[2]["result"]) for seen in rig.seen] == [
+        ("d10", Result.ABANDONED),
+        ("d11", Result.SUCCEEDED),
+    ]
 
 
 def test_a_committed_application_that_ends_is_started_again_without_counting() -> None:

@@ -1,6 +1,5 @@
 """Every pair of the agent's table, over everything the slots and the order can say."""
 
-from collections import defaultdict
 from dataclasses import replace
 from itertools import product
 
@@ -16,7 +15,15 @@ from protocol.lifecycle import WorkflowEvent as E
 from protocol.lifecycle import WorkflowState as S
 from protocol.messages import Assignment
 from protocol.outcomes import Reason, Result
-from tests.agent.builders import PROPERTIES, a_hold, a_manifest, a_slot, an_order, slots_in_trial, slots_running
+from tests.agent.builders import (
+    PROPERTIES,
+    a_hold,
+    a_manifest,
+    a_slot,
+    an_order,
+    slots_in_trial,
+    slots_running,
+)
 from tests.agent.fakes_core import SeededChance
 
 OLD, NEW, THIRD = a_manifest("1.0"), a_manifest("2.0"), a_manifest("3.0")
@@ -43,7 +50,10 @@ def works(state: S) -> list[Workflow]:
     if state is S.INSTALLING:
         return [work, replace(work, refetched=True)]
     if state is S.SWITCHING:
-        return [work, *(replace(work, next=order) for order in (an_order(11, NEW), an_order(11, THIRD), a_hold(11)))]
+        return [
+            work,
+            *(replace(work, next=order) for order in (an_order(11, NEW), an_order(11, THIRD), a_hold(11))),
+        ]
     if state is S.CONFIRMING:
         held = replace(work, health_held=True)
         tries = replace(held, cloud_reached=True, commit_tries=1)
@@ -61,9 +71,16 @@ def happenings(event: E) -> list[Happening]:
     if event in orders:
         return [Happening(event, order) for order in orders[event]]
     if event is E.PREPARED:
-        return [Happening(event, manifest=data) for data in (NEW, a_manifest("2.0", compatibility={"model": "x"}), b"{}")]
+        return [
+            Happening(event, manifest=data)
+            for data in (NEW, a_manifest("2.0", compatibility={"model": "x"}), b"{}")
+        ]
     if event is E.DOWNLOAD_FAILED:
-        return [Happening(event, transient=True), Happening(event, refresh=True), Happening(event, reason="disk")]
+        return [
+            Happening(event, transient=True),
+            Happening(event, refresh=True),
+            Happening(event, reason="disk"),
+        ]
     return [Happening(event, detail="it was so")]
 
 
@@ -86,7 +103,7 @@ PAIRS = [pytest.param(state, event, id=f"{state}-{event}") for state, event in p
 
 @pytest.mark.parametrize(("state", "event"), PAIRS)
 def test_every_pair_moves_as_the_table_says_or_not_at_all(state: S, event: E) -> None:
-    """A listed pair reaches exactly the states that the table names; an unlisted one changes nothing and does nothing."""
+    """A listed pair reaches exactly the states that the table names; an unlisted one changes and does nothing."""
     reached = set()
     for work, happening, facts in cases(state, event):
         after, acts = step(work, happening, facts)
@@ -100,7 +117,9 @@ def test_every_pair_moves_as_the_table_says_or_not_at_all(state: S, event: E) ->
 
 def test_the_functions_and_the_lifecycle_name_the_same_pairs() -> None:
     """The table of functions has the keys of the lifecycle, so that no pair is without its function."""
-    assert {state: set(row) for state, row in TABLE.items()} == {state: set(row) for state, row in WORKFLOW.items()}
+    assert {state: set(row) for state, row in TABLE.items()} == {
+        state: set(row) for state, row in WORKFLOW.items()
+    }
 
 
 def test_a_move_that_the_lifecycle_does_not_list_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +169,7 @@ def test_no_slot_in_use_is_ever_to_be_spoiled() -> None:
 
 
 def test_downloads_have_a_budget_and_back_off_with_jitter() -> None:
-    """Transient failures are tried again with growing waits, `download_tries_max` times in all, then the order fails."""
+    """Transient failures wait longer each time, `download_tries_max` tries in all, then the order fails."""
     facts = facts_of(TABLES["untouched"])
     work = replace(works(S.DOWNLOADING)[0])
     waits = []
@@ -163,7 +182,9 @@ def test_downloads_have_a_budget_and_back_off_with_jitter() -> None:
     assert len(set(waits)) == len(waits)
 
 
-def failures(state: S, happening: Happening, work: Workflow | None = None) -> list[tuple[Reason | None, list[Effect]]]:
+def failures(
+    state: S, happening: Happening, work: Workflow | None = None
+) -> list[tuple[Reason | None, list[Effect]]]:
     """Return the reasons with which an event ends the work, and the effects beside."""
     _, acts = step(work or works(state)[0], happening, facts_of(TABLES["untouched"]))
     effects: list[Effect] = [act for act in acts if isinstance(act, Invalidate | StopWork)]
