@@ -20,8 +20,10 @@ import click
 from protocol.errors import LastgoodError, OperatorError
 
 if TYPE_CHECKING:
-    from agent.config import AgentSettings
+    from agent.adapters.worker import Ports
+    from agent.config import AgentSettings, CheckSettings
     from agent.core.model import Slot
+    from agent.ports import Application, Check
     from agent.runtime import Runtime
 
 SYSTEM_STATE: Final = Path("/var/lib/lastgood")
@@ -153,7 +155,7 @@ def _run(settings: "AgentSettings") -> None:
     runtime.run(link)
 
 
-def _ports(settings: "AgentSettings") -> Any:
+def _ports(settings: "AgentSettings") -> "Ports":
     from agent.adapters.directory_slots import DirectorySlots
     from agent.adapters.download import HttpFetcher
     from agent.adapters.handlers import Handlers
@@ -174,7 +176,7 @@ def _ports(settings: "AgentSettings") -> Any:
     )
 
 
-def _application(settings: "AgentSettings") -> Any:
+def _application(settings: "AgentSettings") -> "Application":
     from agent.adapters.application import NoApplication, ProcessApplication, ProcessSettings, SystemdUnit
 
     told = settings.application
@@ -195,7 +197,7 @@ def _application(settings: "AgentSettings") -> Any:
     )
 
 
-def _check(told: Any) -> Any:
+def _check(told: "CheckSettings") -> "Check":
     from agent.adapters.health import CommandCheck, HttpCheck, SystemdCheck, TcpCheck
 
     if told.kind == "command":

@@ -61,6 +61,6 @@ def complaints(opened: Chrome) -> list[str]:
     """Return what the browser's console complained of: script errors, refused styles, what could not be loaded."""
     return [
         str(entry["message"])
-        for entry in opened.get_log("browser")
+        for entry in opened.get_log("browser")  # type: ignore[no-untyped-call]
         if entry["level"] in ("SEVERE", "WARNING")
     ]

@@ -25,7 +25,7 @@ BODY_BYTES_MAX: Final = 65_536  # of an answer that is read
 _POLL_S: Final = 0.1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CommandCheck:
     """Holds when a command ends with exit code 0 in time."""
 
@@ -43,7 +43,7 @@ class CommandCheck:
             return f"The command {self.command[0]!r} cannot be run: {error.strerror}."
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class HttpCheck:
     """Holds when a plain GET is answered with the wanted status in time."""
 
@@ -80,7 +80,7 @@ class HttpCheck:
         return None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TcpCheck:
     """Holds when a TCP port takes a connection in time."""
 
@@ -98,7 +98,7 @@ class TcpCheck:
             return f"{self.host}:{self.port} takes no connection: {_why(error)}."
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SystemdCheck:
     """Holds when a systemd unit is active."""
 

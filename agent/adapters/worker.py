@@ -174,7 +174,9 @@ class Worker:
         if stop():
             raise WorkStopped
         ports.slots.begin(effect.slot, effect.manifest)
-        self._post(Observed(ports.slots.probe()))  # the download takes long: what a report says of the slot is true
+        self._post(
+            Observed(ports.slots.probe())
+        )  # the download takes long: what a report says of the slot is true
         ports.fetcher.fetch(effect.order, manifest, ports.downloads, stop=stop, tell=self._teller(effect.tag))
         self._done(effect.tag, E.DOWNLOADED)
 

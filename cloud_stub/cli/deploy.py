@@ -25,8 +25,7 @@ def deploy() -> None:
 def draft_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the arguments that make a deployment: the same for `plan` and for `create`."""
     times = Duration()
-    options: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...]
-    options = (
+    options: list[Callable[..., Any]] = [
         click.argument("group"),
         click.argument("update"),
         click.option("--update", "more", multiple=True, metavar="UPDATE", help="One more, for another device class."),
@@ -46,7 +45,7 @@ def draft_options(command: Callable[..., Any]) -> Callable[..., Any]:
                      help="A device that makes no headway for so long has failed."),
         click.option("--allow-downgrade", is_flag=True, help="Also to devices that run a newer version."),
         click.option("--allow-withdrawn", is_flag=True, help="Also if the update was withdrawn."),
-    )  # fmt: skip
+    ]  # fmt: skip
     for option in reversed(options):
         command = option(command)
     return command

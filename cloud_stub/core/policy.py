@@ -70,13 +70,13 @@ def arithmetic(policy: Policy, base: int) -> str:
     )
     needed = failures_needed(policy, base)
     if needed is None:
-        return f"Not armed: the group has no compatible member yet; it goes back at {rule}."
+        return f"Not armed: the group has no compatible member yet; it goes back when {rule}."
     if policy.match == "all" and base < policy.failed_count:
         return (
-            f"Not armed until {policy.failed_count} members: the group has {base}, and {rule} is asked for; "
+            f"Not armed until {policy.failed_count} members: the group has {base}, and the policy asks that {rule}; "
             f"until then it goes back only when all {base} have failed."
         )
-    return f"Goes back at {rule}: with {base} compatible members that is {needed} failed."
+    return f"Goes back when {rule}: with {base} compatible members that is {needed} failed."
 
 
 def frozen(policy: Policy, failed: int, base: int, at_ms: int) -> Trip:

@@ -27,6 +27,7 @@ START_S: Final = 30.0  # for a process to come up on a busy machine
 STOP_S: Final = 15.0  # for a process to end by itself
 COMMAND_S: Final = 60.0  # for one command of the operator
 T = TypeVar("T")
+_CHECKOUT: Final = Path(__file__).resolve().parents[2]  # or where the distribution is installed
 
 
 class DemoFailed(LastgoodError):
@@ -56,6 +57,7 @@ class Backstage:
         self.pids: list[int] = []
 
     def __enter__(self) -> "Backstage":
+        (self.folder / "configs").symlink_to(_CHECKOUT / "configs")
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -5,7 +5,6 @@ It asserts at the end what it told. A fact is waited for with a deadline, never 
 
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -29,7 +28,7 @@ from simulator.demo.cast import (
 from simulator.live.fleet import LiveFleet
 
 ROLLOUT_S: Final = 90.0  # deadline of every rollout: a slow machine is no failure, a stuck fleet is
-BEACONS: Final = Path(__file__).resolve().parents[2] / "configs" / "demo"
+BEACONS: Final = "configs/demo"  # `Backstage` makes it reachable from the folder in which commands run
 JOIN: Final = "--join "
 
 
@@ -172,7 +171,7 @@ class Story:
     def draw_up_the_balance(self) -> None:
         """Show what every group runs, and assert it."""
         self.act("The balance")
-        self.backstage.command("device", "why", self.agents[0].id)
+        click.echo(self.backstage.command("device", "why", self.agents[0].id))
         click.echo(self.backstage.command("group", "list"))
         groups = {group["group"]: group for group in self.backstage.api("GET", "/groups")}
         for name in (NORTH, SOUTH, WEST):
@@ -226,9 +225,9 @@ class Story:
         out = f"beacon-{version}"
         compatibility = [word for model in ("pi4", "pi5") for word in ("--compat", f"model={model}")]
         self.backstage.command(
-            "update", "pack", str(BEACONS / f"beacon-{version}"), "--id", update, *compatibility, "--out", out
+            "update", "pack", f"{BEACONS}/beacon-{version}", "--id", update, *compatibility, "--out", out
         )
-        self.backstage.command("update", "import", f"{out}/manifest.json")
+        self.backstage.command("update", "import", f"{out}/demo.beacon.{version}.importmanifest.json")
 
     def online(self) -> int:
         """Return how many devices the cloud has online."""

@@ -1,4 +1,4 @@
-"""A hand-written fake of the port `Link`, with a small cloud behind it: it signs, acknowledges, and remembers states."""
+"""A hand-written fake of the port `Link`, with a small cloud behind it: it signs, acknowledges, remembers."""
 
 import threading
 from collections.abc import Callable

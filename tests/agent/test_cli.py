@@ -63,7 +63,7 @@ def test_it_joins_runs_and_ends_cleanly(tmp_path: Path) -> None:
         until(lambda: "cannot be reached" in output.read_text(), "the first try")
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
-    assert 't' * 27 in (state / "agent.toml").read_text()
+    assert "t" * 27 in (state / "agent.toml").read_text()
 
 
 def test_a_second_agent_on_the_same_state_is_refused(tmp_path: Path) -> None:
@@ -110,9 +110,9 @@ def test_status_tells_it_in_words(tmp_path: Path) -> None:
     assert "runs       nothing yet (slot A, empty)" in shown
     assert "work       idle" in shown
     (state / "record.json").write_bytes(b"{")
-    shown = agent("status", "--state", state)
-    assert shown.returncode == 0
-    assert "cannot be read" in shown.stdout
+    broken = agent("status", "--state", state)
+    assert broken.returncode == 0
+    assert "cannot be read" in broken.stdout
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,9 @@ def test_status_tells_it_in_words(tmp_path: Path) -> None:
         (("run", "--state", "STATE", "--config", "/nonexistent"), "cannot be read"),
     ],
 )
-def test_a_wrong_use_is_told_in_one_sentence(tmp_path: Path, arguments: tuple[str, ...], sentence: str) -> None:
+def test_a_wrong_use_is_told_in_one_sentence(
+    tmp_path: Path, arguments: tuple[str, ...], sentence: str
+) -> None:
     """No traceback, exit code 1, and nothing is joined by halves."""
     words = {"STATE": str(tmp_path / "state"), "JOIN": joining()}
     ran = agent(*[words.get(word, word) for word in arguments])

@@ -42,7 +42,9 @@ def test_the_example_is_a_good_one(folder: Path) -> None:
     assert settings.tags == {"group": "lab"}
     assert settings.slots == folder / "state" / "slots"
     assert settings.application.command[0] == "python3"
-    assert [(check.kind, check.url) for check in settings.checks] == [("http", "http://127.0.0.1:8080/health")]
+    assert [(check.kind, check.url) for check in settings.checks] == [
+        ("http", "http://127.0.0.1:8080/health")
+    ]
     uncommented = "\n".join(
         line[2:] if line.startswith("# ") and " = " in line and "ca_file" not in line else line
         for line in text.splitlines()
@@ -95,14 +97,16 @@ def test_a_wrong_key_is_named(folder: Path, text: str, key: str) -> None:
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     """And so is the file."""
-    with pytest.raises(OperatorError, match="none.toml cannot be read"):
+    with pytest.raises(OperatorError, match=r"none\.toml cannot be read"):
         config.load(tmp_path, tmp_path / "none.toml")
 
 
 def test_joining_is_remembered(folder: Path) -> None:
     """After one start with --join, the state folder alone is enough, with all that was told then."""
     state = folder / "state"
-    (folder / "app.toml").write_text('[application]\nkind = "process"\ncommand = ["x"]\n[[checks]]\nkind = "tcp"\nport = 1\n')
+    (folder / "app.toml").write_text(
+        '[application]\nkind = "process"\ncommand = ["x"]\n[[checks]]\nkind = "tcp"\nport = 1\n'
+    )
     first = config.load(state, folder / "app.toml", JOIN, {"model": "toaster"}, {"group": "lab"})
     again = config.load(state)
     assert again == first

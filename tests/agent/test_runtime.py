@@ -40,7 +40,9 @@ SICK = '#!/bin/sh\necho $$ > "$LASTGOOD_DATA/pid"; rm -f "$LASTGOOD_DATA/up"; ex
 
 def an_app(version: str, program: str = GOOD) -> Update:
     """Build an update whose payload is an archive with a program."""
-    packed = a_tar([(a_member("serve", mode=0o755), program.encode()), (a_member("version"), version.encode())])
+    packed = a_tar(
+        [(a_member("serve", mode=0o755), program.encode()), (a_member("version"), version.encode())]
+    )
     return an_update(version, {"app.tar": packed}, [{"handler": "lastgood/archive:1", "files": ["app.tar"]}])
 
 
@@ -95,12 +97,15 @@ class Agent:
     def order(self, epoch: int, update: Update, **changes: Any) -> None:
         """Serve an update and order it."""
         self.files.add(update)
-        self.link.give(update.order(self.files.url, epoch=epoch, deployment=f"d-{epoch}", issued_ms=epoch, **changes))
+        self.link.give(
+            update.order(self.files.url, epoch=epoch, deployment=f"d-{epoch}", issued_ms=epoch, **changes)
+        )
 
     def outcome(self, epoch: int) -> tuple[str, Any]:
         """Wait for the outcome of an epoch, as the cloud has it."""
         found = until(
-            lambda: [each for each in self.link.outcomes() if each[0] == epoch], f"the outcome of {epoch}: {self.lines}"
+            lambda: [each for each in self.link.outcomes() if each[0] == epoch],
+            f"the outcome of {epoch}: {self.lines}",
         )
         return found[0][1:]
 
@@ -155,7 +160,11 @@ def test_a_first_update_a_bad_one_and_the_way_back(agent: Agent) -> None:
         agent.order(11, an_app("2.0.0", CRASHES))
         assert agent.outcome(11) == ("failed", "starts_exhausted")
         table = agent.table
-        assert (table.booted, table.running.update, table.slots["A"].holds) == ("B", "contoso/app:1.0.0", "bad")
+        assert (table.booted, table.running.update, table.slots["A"].holds) == (
+            "B",
+            "contoso/app:1.0.0",
+            "bad",
+        )
         until(lambda: agent.pid != first and lives(agent.pid), "version 1 again")
         agent.order(12, an_app("3.0.0"))
         assert agent.outcome(12) == ("succeeded", None)
@@ -195,10 +204,15 @@ def test_an_application_of_a_good_slot_is_started_again(agent: Agent) -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "reason"),
-    [("changed", "verify_failed"), ("archive", "handler_failed"), ("handler", "unsupported"), ("missing", "server")],
+    [
+        ("changed", "verify_failed"),
+        ("archive", "handler_failed"),
+        ("handler", "unsupported"),
+        ("missing", "server"),
+    ],
 )
 def test_bad_input_leaves_the_running_slot_untouched(agent: Agent, wrong: str, reason: str) -> None:
-    """Changed bytes, a wicked archive, a handler we have not, a file that is not there: refused, and version 1 runs on."""
+    """Changed bytes, a wicked archive, an unknown handler, a missing file: refused, and version 1 runs on."""
     with at_work(agent):
         agent.order(10, an_app("1.0.0"))
         assert agent.outcome(10) == ("succeeded", None)
@@ -218,7 +232,10 @@ def test_bad_input_leaves_the_running_slot_untouched(agent: Agent, wrong: str, r
             del agent.files.held[path]
         agent.link.give(order)
         if wrong == "missing":  # new addresses are asked for, and do not help
-            until(lambda: any(hello.wants_addresses for hello in agent.link.hellos), "the wish for new addresses")
+            until(
+                lambda: any(hello.wants_addresses for hello in agent.link.hellos),
+                "the wish for new addresses",
+            )
             agent.link.give(order.model_copy(update={"issued_ms": 12}))
         assert agent.outcome(11) == ("failed", reason)
         assert (agent.table.booted, agent.table.last_known_good, agent.pid) == ("B", "B", running)
@@ -233,7 +250,9 @@ def test_a_cancel_stops_a_download(agent: Agent) -> None:
         agent.files.faults, agent.files.cut_at = ["", "silent"], 100
         agent.order(10, update)
         until(lambda: agent.files.fetched, "the download")
-        hold = update.order(agent.files.url, epoch=11, issued_ms=11, deployment="d-10", action="hold", target=None)
+        hold = update.order(
+            agent.files.url, epoch=11, issued_ms=11, deployment="d-10", action="hold", target=None
+        )
         agent.link.give(hold)
         assert agent.outcome(10) == ("abandoned", None)
         agent.files.silent.set()

@@ -11,7 +11,9 @@ from protocol.errors import OperatorError
 from protocol.join import Join, decode_join, encode_join
 
 KEY = DirectorKey(Ed25519PrivateKey.from_private_bytes(bytes(32)))
-JOIN = Join(broker="mqtt://10.0.0.1:1883", device="pi-1", token="t" * 27, keys_pem=(KEY.public_pem,), prefix="lg/v1")
+JOIN = Join(
+    broker="mqtt://10.0.0.1:1883", device="pi-1", token="t" * 27, keys_pem=(KEY.public_pem,), prefix="lg/v1"
+)
 
 
 def test_it_is_read_as_it_was_written() -> None:

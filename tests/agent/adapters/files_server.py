@@ -1,4 +1,4 @@
-"""A real HTTP server of a repository, with faults to order: cut short, changed bytes, refusals, silence, wrong ranges."""
+"""A real HTTP server of a repository, with faults to order: cut short, changed, refused, silent, wrong ranges."""
 
 import re
 import threading
@@ -88,7 +88,9 @@ def serving() -> Iterator[Files]:
             if fault == "silent":
                 files.silent.wait(30)
 
-        def answer(self, status: int, body: bytes, headers: Mapping[str, str], cut: int | None = None) -> None:
+        def answer(
+            self, status: int, body: bytes, headers: Mapping[str, str], cut: int | None = None
+        ) -> None:
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)

@@ -18,6 +18,7 @@ from agent.core import slots as rules
 from agent.core.model import Holds, SlotName
 from tests.agent.adapters.updates import an_update
 
+NOWHERE: Final = Path("/nonexistent/a")
 KILLED_AT: Final = 150  # above the calls of one name in one life
 FIRST: Final = an_update("1.0.0").manifest
 SECOND: Final = an_update("2.0.0").manifest
@@ -32,17 +33,17 @@ def _idle(call: Callable[[], object]) -> Callable[[], None]:
 
 
 IDLE_CALLS: Final[Mapping[str, Callable[[], None]]] = {
-    "rename": _idle(lambda: os.rename("/nonexistent/a", "/nonexistent/b")),
-    "unlink": _idle(lambda: os.unlink("/nonexistent/a")),
-    "symlink": _idle(lambda: os.symlink("a", "/nonexistent/a")),
-    "chmod": _idle(lambda: os.chmod("/nonexistent/a", 0o600)),
-    "rmdir": _idle(lambda: os.rmdir("/nonexistent/a")),
+    "rename": _idle(lambda: NOWHERE.rename(NOWHERE / "b")),
+    "unlink": _idle(lambda: NOWHERE.unlink()),
+    "symlink": _idle(lambda: NOWHERE.symlink_to("a")),
+    "chmod": _idle(lambda: NOWHERE.chmod(0o600)),
+    "rmdir": _idle(lambda: NOWHERE.rmdir()),
     "fsync": _idle(lambda: os.fsync(0)),
 }
 
 
 def live(root: Path) -> None:
-    """A whole life: install, commit, install the other way, revert. Milestones are folders, whose call is not killed."""
+    """A whole life: install, commit, install the other way, revert. Milestones are folders: mkdir is not killed."""
     slots = DirectorySlots(root / "slots")
     slots.recover()
     _install(slots, "B", SECOND)
@@ -76,9 +77,9 @@ def faults_after(root: Path) -> list[str]:
         found.append(f"What is booted is {table.running.holds}, neither last known good nor in trial.")
     if (root / "committed").exists() and table.last_known_good != "B":
         found.append("What was committed is no longer the last known good.")
-    if (root / "activated").exists() and not (root / "reverted").exists() and table.slots["A"].holds is Holds.SEALED:
-        if table.booted == "A":
-            found.append("A booted trial has lost its count of starts.")
+    in_trial = (root / "activated").exists() and not (root / "reverted").exists()
+    if in_trial and (table.booted, table.slots["A"].holds) == ("A", Holds.SEALED):
+        found.append("A booted trial has lost its count of starts.")
     if (root / "reverted").exists() and table.booted != "B":
         found.append("What was reverted boots again.")
     if not found and not (root / "reverted").exists():

@@ -27,7 +27,9 @@ def slot(tmp_path: Path) -> Path:
     return tmp_path / "slot"
 
 
-def settings(slot: Path, command: tuple[str, ...] = ("{slot}/serve", "{data}"), **more: object) -> ProcessSettings:
+def settings(
+    slot: Path, command: tuple[str, ...] = ("{slot}/serve", "{data}"), **more: object
+) -> ProcessSettings:
     """Return settings for a program of the slot."""
     state = slot.parent
     fields: dict[str, object] = {"stop_s": 5.0, "variables": {"PORT": "80", "FROM": "{slot}"}} | more
@@ -160,7 +162,11 @@ def test_its_log_is_bounded(slot: Path) -> None:
 
     def is_cut() -> bool:
         application.ended()
-        return older.exists() and "last" in (log.read_text() + older.read_text()) and log.stat().st_size <= 10_000
+        return (
+            older.exists()
+            and "last" in (log.read_text() + older.read_text())
+            and log.stat().st_size <= 10_000
+        )
 
     until(is_cut, "the end of the output")
     assert older.stat().st_size <= 10_000

@@ -2,7 +2,7 @@
 
 import bz2
 import gzip
-import io
+import importlib.util
 import lzma
 import os
 import shutil
@@ -74,7 +74,7 @@ def test_an_honest_archive_comes_out_whole(slot: Path, packer: Callable[[bytes],
     assert stat.S_IMODE((slot / "app/main.py").stat().st_mode) == 0o755
     assert (slot / "app/current/file").read_bytes() == b"x"
     assert (slot / "app/hard").stat().st_ino == (slot / "app/main.py").stat().st_ino
-    assert os.readlink(slot / "app/data/up") == "../../app/main.py"
+    assert str((slot / "app/data/up").readlink()) == "../../app/main.py"
     assert (slot / "lib/a/b/data/deep/file").exists()
 
 
@@ -83,13 +83,21 @@ def test_zstd_is_unpacked_or_refused_with_what_to_do(slot: Path) -> None:
     if shutil.which("zstd") is None:
         pytest.skip("zstd is not installed: apt-get install zstd")
     packed = subprocess.run(["zstd", "-q", "-c"], input=a_tar(HONEST), capture_output=True, check=True).stdout
-    try:
+    modules = ("compression.zstd", "backports.zstd", "zstandard")
+    if any(_is_there(module) for module in modules):
         unpack(packed, slot)
-    except WorkFailed as error:
-        assert error.reason is Reason.UNSUPPORTED
-        assert "backports.zstd" in str(error)
-    else:
         assert (slot / "app/data/deep/file").exists()
+        return
+    with pytest.raises(WorkFailed, match=r"install the package backports\.zstd") as failed:
+        unpack(packed, slot)
+    assert failed.value.reason is Reason.UNSUPPORTED
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def test_set_user_id_bits_are_stripped(slot: Path) -> None:
@@ -108,7 +116,11 @@ ATTACKS: dict[str, tuple[Members, str]] = {
     "parent link": ([(a_member("l", SYM, "../outside"), b"")], "leads out of the slot"),
     "deep parent link": ([(a_member("a/b/l", SYM, "../../../outside"), b"")], "leads out of the slot"),
     "link through a link": (
-        [(a_member("d/e/f", DIR), b""), (a_member("l", SYM, "d/e"), b""), (a_member("m", SYM, "l/../../.."), b"")],
+        [
+            (a_member("d/e/f", DIR), b""),
+            (a_member("l", SYM, "d/e"), b""),
+            (a_member("m", SYM, "l/../../.."), b""),
+        ],
         "leads out of the slot",
     ),
     "link through a later link": (
@@ -166,7 +178,11 @@ def test_an_archive_that_leaves_the_slot_is_refused(slot: Path, name: str) -> No
 def test_nothing_is_written_through_a_link_of_an_earlier_step(slot: Path) -> None:
     """A link that another step left is not followed, not even one that leads outside."""
     (slot / "l").symlink_to("../outside")
-    for members in ([(a_member("l/new"), b"x")], [(a_member("l/precious"), b"x")], [(a_member("l/d", DIR), b"")]):
+    for members in (
+        [(a_member("l/new"), b"x")],
+        [(a_member("l/precious"), b"x")],
+        [(a_member("l/d", DIR), b"")],
+    ):
         with pytest.raises(WorkFailed, match="nothing is written through links"):
             unpack(a_tar(members), slot)
     assert untouched(slot)
@@ -191,7 +207,9 @@ def test_an_archive_cut_short_is_refused(slot: Path, cut: int) -> None:
 
 
 @pytest.mark.parametrize("packer", [gzip.compress, bz2.compress, lzma.compress], ids=["gz", "bz2", "xz"])
-def test_a_compressed_archive_cut_short_or_damaged_is_refused(slot: Path, packer: Callable[[bytes], bytes]) -> None:
+def test_a_compressed_archive_cut_short_or_damaged_is_refused(
+    slot: Path, packer: Callable[[bytes], bytes]
+) -> None:
     """The decompressor's own complaint becomes our sentence."""
     packed = packer(a_tar([(a_member("a"), os.urandom(100_000))]))
     for broken in (packed[:-3_000], packed[:50_000] + b"\0" * 100 + packed[50_100:]):
@@ -286,7 +304,8 @@ def test_the_tar_command_makes_archives_that_we_unpack(slot: Path) -> None:
     (tree / "lib" / "site").mkdir(parents=True)
     (tree / "lib64").symlink_to("lib")
     (tree / "lib" / "site" / "m.py").write_text("m")
-    packed = subprocess.run(["tar", "-C", str(tree), "-czf", "-", "."], capture_output=True, check=True).stdout
-    assert tarfile.open(fileobj=io.BytesIO(packed)).getnames()
+    packed = subprocess.run(
+        ["tar", "-C", str(tree), "-czf", "-", "."], capture_output=True, check=True
+    ).stdout
     unpack(packed, slot)
     assert (slot / "lib64" / "site" / "m.py").read_text() == "m"

@@ -1,24 +1,23 @@
 """The slot backend `directory` on real folders."""
 
-import os
 import stat
 from pathlib import Path
 
 import pytest
 
 from agent.adapters.directory_slots import DirectorySlots
-from agent.core.model import Holds
+from agent.core.model import SLOTS, Holds, SlotName
 from protocol.errors import DeviceError
 from tests.agent.adapters.updates import Update, an_update
 
 
-def install(slots: DirectorySlots, update: Update, slot: str = "B") -> None:
+def install(slots: DirectorySlots, update: Update, slot: SlotName = "B") -> None:
     """Write an update into a slot and seal it."""
-    folder = slots.begin(slot, update.manifest)  # type: ignore[arg-type]
+    folder = slots.begin(slot, update.manifest)
     (folder / "app.txt").write_bytes(b"new")
     (folder / "bin").mkdir()
     (folder / "bin" / "run").symlink_to("../app.txt")
-    slots.seal(slot)  # type: ignore[arg-type]
+    slots.seal(slot)
 
 
 @pytest.fixture
@@ -47,7 +46,7 @@ def test_an_update_goes_through_the_spare_slot(slots: DirectorySlots) -> None:
     slots.activate("B", 2)
     table = slots.probe()
     assert (table.booted, table.last_known_good, table.slots["B"].starts_left) == ("B", "A", 2)
-    assert os.readlink(slots.path("A").parent / "current") == "B"
+    assert str((slots.path("A").parent / "current").readlink()) == "B"
     assert [slots.count_start("B") for _ in range(3)] == [True, True, False]
     slots.commit("B")
     table = slots.probe()
@@ -62,11 +61,14 @@ def test_a_trial_is_reverted(slots: DirectorySlots) -> None:
     slots.revert("health_failed")
     slots.revert("health_failed")
     table = slots.probe()
-    assert (table.booted, table.slots["B"].holds, table.slots["B"].reason) == ("A", Holds.BAD, "health_failed")
+    assert (table.booted, table.slots["B"].holds, table.slots["B"].reason) == (
+        "A",
+        Holds.BAD,
+        "health_failed",
+    )
 
 
-@pytest.mark.parametrize("slot", ["A"])
-def test_the_booted_slot_is_never_written(slots: DirectorySlots, slot: str) -> None:
+def test_the_booted_slot_is_never_written(slots: DirectorySlots) -> None:
     """begin and invalidate refuse the booted and last known good slot, and leave what it holds."""
     (slots.path("A") / "precious").write_text("x")
     with pytest.raises(DeviceError, match="booted"):
@@ -80,9 +82,9 @@ def test_neither_slot_is_written_during_a_trial(slots: DirectorySlots) -> None:
     """With a trial booted the last known good slot is refused, too."""
     install(slots, an_update())
     slots.activate("B", 3)
-    for slot in ("A", "B"):
+    for slot in SLOTS:
         with pytest.raises(DeviceError):
-            slots.begin(slot, an_update("2.0.0").manifest)  # type: ignore[arg-type]
+            slots.begin(slot, an_update("2.0.0").manifest)
 
 
 def test_begin_invalidates_before_the_first_byte(slots: DirectorySlots) -> None:
@@ -166,7 +168,7 @@ def test_a_link_that_leads_elsewhere_is_unknown_not_bad(slots: DirectorySlots, t
         assert table.slots["B"].sha256 == an_update().sha256
     with pytest.raises(DeviceError, match="ln -sfn A"):
         slots.begin("B", an_update().manifest)
-    assert os.readlink(current) == target
+    assert str(current.readlink()) == target
     current.unlink()
     current.symlink_to("A")
     assert slots.recover().slots["B"].holds is Holds.SEALED

@@ -21,7 +21,17 @@ def test_a_kill_at_any_call_leaves_a_bootable_slot(tmp_path: Path) -> None:
         pytest.skip("strace is not installed, so no crash points are tried: apt-get install strace")
     names = ",".join(f"?{name},?{name}at" for name in IDLE_CALLS)
     inject = f"inject={names},?renameat2,?fchmodat:signal=KILL:when={KILLED_AT}"
-    command = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={names},?renameat2,?fchmodat", "-e", inject]
+    command = [
+        "strace",
+        "-f",
+        "-qq",
+        "-o",
+        "/dev/null",
+        "-e",
+        f"trace={names},?renameat2,?fchmodat",
+        "-e",
+        inject,
+    ]
     ran = subprocess.run(
         [*command, sys.executable, "-m", "tests.agent.adapters.slot_crashes", str(tmp_path)],
         cwd=ROOT,

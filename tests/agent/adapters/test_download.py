@@ -4,13 +4,14 @@ import os
 import threading
 from collections.abc import Iterator
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from agent.adapters import download, part
 from agent.adapters.download import HttpFetcher
-from agent.ports import FetchFailed, Stopped, WorkFailed
+from agent.ports import CHUNK_BYTES, FetchFailed, Stopped, WorkFailed
 from protocol.outcomes import Reason
 from tests.agent.adapters.disks import file_size_limit
 from tests.agent.adapters.files_server import Files, serving
@@ -31,7 +32,9 @@ def fetch(files: Files, update: Update, folder: Path, **more: object) -> list[tu
     """Fetch an update whole, and return the progress that was told."""
     told: list[tuple[int, int]] = []
     fetcher = HttpFetcher(**more)  # type: ignore[arg-type]
-    fetcher.fetch(update.order(files.url), update.read, folder, stop=lambda: False, tell=lambda *at: told.append(at))
+    fetcher.fetch(
+        update.order(files.url), update.read, folder, stop=lambda: False, tell=lambda *at: told.append(at)
+    )
     return told
 
 
@@ -125,7 +128,9 @@ def test_a_part_that_does_not_agree_is_begun_anew(files: Files, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("answer", ["no_range", "wrong_range", "416"])
-def test_a_server_that_misunderstands_ranges_is_asked_for_the_whole(files: Files, tmp_path: Path, answer: str) -> None:
+def test_a_server_that_misunderstands_ranges_is_asked_for_the_whole(
+    files: Files, tmp_path: Path, answer: str
+) -> None:
     """A 200, a 206 that does not fit, and a 416 all lead to a whole and right file."""
     update = an_update(files={"a.bin": BIG})
     files.add(update)
@@ -188,7 +193,9 @@ def test_nobody_listens(tmp_path: Path) -> None:
     with serving() as files:
         url = files.url
     with pytest.raises(WorkFailed, match="could not be reached") as failed:
-        HttpFetcher().fetch(an_update().order(url), an_update().read, tmp_path, stop=lambda: False, tell=lambda *_: None)
+        HttpFetcher().fetch(
+            an_update().order(url), an_update().read, tmp_path, stop=lambda: False, tell=lambda *_: None
+        )
     assert (failed.value.reason, failed.value.transient) == (Reason.NETWORK, True)
 
 
@@ -202,7 +209,9 @@ def test_stop_is_heard_while_the_server_is_silent(files: Files, tmp_path: Path) 
 
     def work() -> None:
         try:
-            HttpFetcher().fetch(update.order(files.url), update.read, tmp_path, stop=stop.is_set, tell=lambda *_: None)
+            HttpFetcher().fetch(
+                update.order(files.url), update.read, tmp_path, stop=stop.is_set, tell=lambda *_: None
+            )
         except BaseException as error:  # noqa: BLE001 - the test looks at it
             ended.append(type(error))
 
@@ -223,7 +232,7 @@ def test_the_rate_is_kept(files: Files, tmp_path: Path) -> None:
     update = an_update(files={"a.bin": BIG[:100_000]})
     files.add(update)
     told = fetch(files, update, tmp_path, rate_bytes_s=400_000)
-    assert max(b[0] - a[0] for a, b in zip(told, told[1:], strict=False)) <= 100_000
+    assert max(b[0] - a[0] for a, b in pairwise(told)) <= 100_000
     assert held(tmp_path) == finished(update)
 
 
@@ -232,7 +241,7 @@ def test_too_little_space_is_seen_before_the_first_byte(files: Files, tmp_path: 
     update = an_update()
     fields = update.manifest.replace(b'"sizeInBytes": 16', b'"sizeInBytes": 1099511627776')
     huge = Update(fields, update.files)
-    with pytest.raises(WorkFailed, match="MB are free. Free some space") as failed:
+    with pytest.raises(WorkFailed, match=r"MB are free\. Free some space") as failed:
         fetch(files, huge, tmp_path)
     assert failed.value.reason is Reason.NO_SPACE
     assert files.asked == []
@@ -266,5 +275,5 @@ def test_a_small_file_is_capped(files: Files) -> None:
 
 def test_named_limits_are_sane() -> None:
     """A piece is a whole number of chunks, and patience ends before a person's does."""
-    assert part.PIECE_BYTES % download.CHUNK_BYTES == 0
+    assert part.PIECE_BYTES % CHUNK_BYTES == 0
     assert download.PATIENCE_S <= 300

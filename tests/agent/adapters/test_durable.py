@@ -11,7 +11,7 @@ import pytest
 from agent.adapters import durable, lock, tree
 from agent.adapters.records import RecordFile
 from agent.core.model import Record
-from agent.ports import WorkFailed
+from agent.ports import Stopped, WorkFailed
 from protocol.errors import DeviceError, OperatorError
 from protocol.outcomes import Reason
 from tests.agent.adapters.disks import file_size_limit
@@ -61,7 +61,19 @@ def test_the_order_is_write_sync_rename_sync(tmp_path: Path) -> None:
     calls = "?rename,?renameat,?renameat2,fsync,?symlink,?symlinkat"
     try:
         ran = subprocess.run(
-            ["strace", "-f", "-y", "-o", str(trace), "-e", f"trace={calls}", sys.executable, "-c", script, str(tmp_path)],
+            [
+                "strace",
+                "-f",
+                "-y",
+                "-o",
+                str(trace),
+                "-e",
+                f"trace={calls}",
+                sys.executable,
+                "-c",
+                script,
+                str(tmp_path),
+            ],
             cwd=ROOT,
             capture_output=True,
         )
@@ -69,7 +81,9 @@ def test_the_order_is_write_sync_rename_sync(tmp_path: Path) -> None:
         pytest.skip("strace is not installed, so the order of calls is not looked at: apt-get install strace")
     if ran.returncode != 0:
         pytest.skip(f"strace may not trace here: {ran.stderr.decode()}")
-    lines = [line.split(None, 1)[1] for line in trace.read_text().splitlines() if "(" in line and "+++" not in line]
+    lines = [
+        line.split(None, 1)[1] for line in trace.read_text().splitlines() if "(" in line and "+++" not in line
+    ]
     names = [line.partition("(")[0].removesuffix("2").removesuffix("at") for line in lines]
     assert names == ["fsync", "rename", "fsync", "symlink", "rename", "fsync"]
     assert ".state.new" in lines[0]
@@ -111,8 +125,10 @@ def test_a_second_agent_is_refused(tmp_path: Path) -> None:
     assert not lock.is_held(tmp_path)
     with lock.hold(tmp_path):
         assert lock.is_held(tmp_path)
-        script = "import sys; from pathlib import Path; from agent.adapters import lock\nwith lock.hold(Path(sys.argv[1])): pass"
-        ran = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+        script = "import sys, pathlib; from agent.adapters import lock\nwith lock.hold(pathlib.Path(sys.argv[1])): pass"
+        ran = subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+        )
         assert f"Another agent (process {os.getpid()}) works on {tmp_path}; stop it first" in ran.stderr
     assert not lock.is_held(tmp_path)
     with lock.hold(tmp_path / "new"):
@@ -131,11 +147,13 @@ def test_a_tree_knows_its_size_and_can_be_stopped(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"x" * 10_000)
     assert tree.size_bytes(tmp_path / "none") == 0
     assert tree.size_bytes(tmp_path) >= 10_000
-    with pytest.raises(tree.Stopped):
+    with pytest.raises(Stopped):
         tree.digest(tmp_path, stop=lambda: True)
 
 
 def test_a_full_disk_while_sealing_is_no_space() -> None:
     """Both kinds of refusal are told as one sentence."""
-    assert "Free some space" in str(durable.disk_failure(OSError(28, "No space left on device"), "sealing slot B"))
+    assert "Free some space" in str(
+        durable.disk_failure(OSError(28, "No space left on device"), "sealing slot B")
+    )
     assert isinstance(durable.disk_failure(OSError(28, ""), "x"), WorkFailed)

@@ -33,7 +33,9 @@ def test_a_file_is_copied_to_its_place(slot: Path, tmp_path: Path) -> None:
     """`path` and `mode` are heeded; without them the file keeps its name."""
     source = tmp_path / "fetched"
     source.write_bytes(b"tool")
-    FileHandler().install({"tool": source}, {"path": "usr/bin/tool", "mode": "4755"}, slot, stop=lambda: False)
+    FileHandler().install(
+        {"tool": source}, {"path": "usr/bin/tool", "mode": "4755"}, slot, stop=lambda: False
+    )
     FileHandler().install({"tool": source}, {}, slot, stop=lambda: False)
     assert (slot / "usr/bin/tool").stat().st_mode & 0o7777 == 0o755
     assert (slot / "tool").read_bytes() == b"tool"
@@ -41,7 +43,15 @@ def test_a_file_is_copied_to_its_place(slot: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "properties",
-    [{"path": "../x"}, {"path": "/x"}, {"path": 3}, {"path": "l/x"}, {"mode": "rwx"}, {"mode": 755}, {"path": "."}],
+    [
+        {"path": "../x"},
+        {"path": "/x"},
+        {"path": 3},
+        {"path": "l/x"},
+        {"mode": "rwx"},
+        {"mode": 755},
+        {"path": "."},
+    ],
 )
 def test_a_file_never_leaves_the_slot(slot: Path, tmp_path: Path, properties: Mapping[str, object]) -> None:
     """A place outside, behind a link, or none at all is refused by the update's fault."""
@@ -57,7 +67,9 @@ def test_a_file_never_leaves_the_slot(slot: Path, tmp_path: Path, properties: Ma
 
 def test_a_script_gets_the_slot_and_its_arguments(slot: Path) -> None:
     """The slot's folder comes first, and the script's own files lie beside it."""
-    script(slot, '#!/bin/sh\necho "$2-$3 $LASTGOOD_SLOT" > "$1/made"; ls > "$1/beside"\n', arguments="a 'b c'")
+    script(
+        slot, '#!/bin/sh\necho "$2-$3 $LASTGOOD_SLOT" > "$1/made"; ls > "$1/beside"\n', arguments="a 'b c'"
+    )
     assert (slot / "made").read_text() == f"a-b c {slot}\n"
     assert (slot / "beside").read_text() == "install.sh\n"
     assert [path.name for path in slot.parent.iterdir() if path.name.startswith("script-")] == []
@@ -115,12 +127,18 @@ def test_output_is_bounded() -> None:
 
 @pytest.mark.parametrize(
     "properties",
-    [{"scriptFileName": "other"}, {"arguments": 3}, {"arguments": "'"}, {"timeoutSeconds": 0}, {"timeoutSeconds": 1e9}],
+    [
+        {"scriptFileName": "other"},
+        {"arguments": 3},
+        {"arguments": "'"},
+        {"timeoutSeconds": 0},
+        {"timeoutSeconds": 1e9},
+    ],
 )
 def test_a_script_step_that_says_nonsense_is_refused(slot: Path, properties: dict[str, object]) -> None:
     """Each property is checked before anything runs."""
     with pytest.raises(WorkFailed, match="Mend the manifest"):
-        script(slot, "#!/bin/sh\n", **properties)
+        script(slot, "#!/bin/sh\n", lambda: False, **properties)
 
 
 def test_an_unknown_handler_is_unsupported_before_anything_is_written(slot: Path) -> None:

@@ -60,7 +60,9 @@ def test_tcp_holds_by_a_connection() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         assert TcpCheck("t", "127.0.0.1", port).run() is None
-    assert TcpCheck("t", "127.0.0.1", port).run() == f"127.0.0.1:{port} takes no connection: Connection refused."
+    assert (
+        TcpCheck("t", "127.0.0.1", port).run() == f"127.0.0.1:{port} takes no connection: Connection refused."
+    )
 
 
 def test_a_unit_without_systemd_does_not_hold() -> None:
@@ -82,7 +84,9 @@ class Scripted:
         return self.says.pop(0) if len(self.says) > 1 else self.says[0]
 
 
-def watch(check: Scripted, until: Callable[[list[str]], bool], soak_s: float = 0.3, startup_s: float = 5) -> list[str]:
+def watch(
+    check: Scripted, until: Callable[[list[str]], bool], soak_s: float = 0.3, startup_s: float = 5
+) -> list[str]:
     """Run a watch until its events satisfy a condition, and return them."""
     events: list[str] = []
     with pytest.raises(Stopped):
@@ -106,7 +110,7 @@ def test_an_application_may_take_a_while_to_come_up() -> None:
 def test_a_failure_after_the_first_success_counts() -> None:
     """In the soak any failure is told, and so is one after the soak was held."""
     assert watch(Scripted([None, "gone", None]), bool) == ["Check scripted: gone"]
-    check = Scripted([None] * 8 + ["gone", None])
+    check = Scripted([*[None] * 8, "gone", None])
     assert watch(check, lambda events: len(events) == 2) == ["held", "Check scripted: gone"]
 
 
@@ -119,5 +123,7 @@ def test_without_checks_the_soak_alone_counts() -> None:
     """An application that merely has to stay up."""
     events: list[str] = []
     with pytest.raises(Stopped):
-        Watch([], 0.2).run(stop=lambda: bool(events), held=lambda: events.append("held"), failed=events.append)
+        Watch([], 0.2).run(
+            stop=lambda: bool(events), held=lambda: events.append("held"), failed=events.append
+        )
     assert events == ["held"]

@@ -62,7 +62,9 @@ def mosquitto(tmp_path: Path) -> Iterator[str]:
     port = _free_port()
     (tmp_path / "passwords").touch(0o600)
     for device in ("pi-1", "watcher"):
-        subprocess.run([hasher, "-b", str(tmp_path / "passwords"), device, TOKEN], check=True, capture_output=True)
+        subprocess.run(
+            [hasher, "-b", str(tmp_path / "passwords"), device, TOKEN], check=True, capture_output=True
+        )
     text = f"listener {port} 127.0.0.1\nallow_anonymous false\npassword_file {tmp_path / 'passwords'}\n"
     user = "root" if Path("/proc/self").stat().st_uid == 0 else ""
     (tmp_path / "conf").write_text(text + (f"user {user}\n" if user else ""))
@@ -160,7 +162,9 @@ def test_it_falls_back_to_the_older_version(rude: bool) -> None:
                     levels.append(first[first.index(b"MQTT") + 4])
                     if levels[-1] == 5:
                         if not rude:
-                            peer.sendall(b"\x20\x02\x00\x01")  # unacceptable protocol version, in the old form
+                            peer.sendall(
+                                b"\x20\x02\x00\x01"
+                            )  # unacceptable protocol version, in the old form
                         continue
                     peer.sendall(b"\x20\x02\x00\x00")
                     subscribe = peer.recv(4_096)
@@ -180,7 +184,9 @@ def test_it_falls_back_to_the_older_version(rude: bool) -> None:
     assert levels == [5, 4]
 
 
-@pytest.mark.parametrize("url", ["http://h", "mqtt://", "mqtt://h:x", "h:1883", "mqtt://u@h", "mqtt://h/path"])
+@pytest.mark.parametrize(
+    "url", ["http://h", "mqtt://", "mqtt://h:x", "h:1883", "mqtt://u@h", "mqtt://h/path"]
+)
 def test_a_wrong_address_is_refused(url: str) -> None:
     """Before any thread is started."""
     with pytest.raises(OperatorError, match="mqtt://HOST:PORT"):
@@ -212,7 +218,9 @@ class Watcher:
         self._granted = threading.Event()
         self._client = paho.Client(CallbackAPIVersion.VERSION2, client_id="watcher")
         self._client.username_pw_set("watcher", TOKEN)
-        self._client.on_message = lambda client, _, message: self.seen.append((message.topic, bytes(message.payload)))
+        self._client.on_message = lambda client, _, message: self.seen.append(
+            (message.topic, bytes(message.payload))
+        )
         self._client.on_subscribe = lambda *_: self._granted.set()
         self._port = int(url.rpartition(":")[2])
 

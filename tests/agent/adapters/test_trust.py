@@ -35,7 +35,12 @@ def test_the_manifest_that_the_order_names_is_returned(files: Files) -> None:
 def test_another_manifest_under_that_path_is_refused(files: Files) -> None:
     """A repository that serves other bytes, of whatever length, is not believed."""
     path = "/manifests/contoso/app/1.0.0.json"
-    for data in (an_update().manifest[:-1] + b" ", an_update().manifest + b" ", an_update().manifest[:-1], b""):
+    for data in (
+        an_update().manifest[:-1] + b" ",
+        an_update().manifest + b" ",
+        an_update().manifest[:-1],
+        b"",
+    ):
         files.held[path] = data
         with pytest.raises(WorkFailed) as failed:
             manifest(files)
@@ -44,7 +49,13 @@ def test_another_manifest_under_that_path_is_refused(files: Files) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "transient", "refresh"),
-    [("404", False, True), ("403", False, True), ("500", True, False), ("429", True, False), ("400", False, False)],
+    [
+        ("404", False, True),
+        ("403", False, True),
+        ("500", True, False),
+        ("429", True, False),
+        ("400", False, False),
+    ],
 )
 def test_each_refusal_has_its_reason(files: Files, fault: str, transient: bool, refresh: bool) -> None:
     """The server's fault, with what may help."""

@@ -207,8 +207,8 @@ class Walk(RuleBasedStateMachine):
     def record_is_lost(self) -> None:
         """The record cannot be read at the next start; what it held is gone for good."""
         self.recorded = set()
-        self.rig.start(record_lost=True)
-        self.rig.disk = None if self.rig.disk_full else self.rig.disk
+        self.rig.disk = None
+        self.rig.start()
         self.rig.connect()
 
     # --- when the faults stop ---
@@ -248,8 +248,8 @@ def _key(outcome: Any) -> Key:
 
 
 Walk.TestCase.settings = settings(
-    max_examples=60,
-    stateful_step_count=40,
+    max_examples=4000,
+    stateful_step_count=80,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )

@@ -81,6 +81,7 @@ class DirectService:
         self.files: FolderFiles = open_files(folder / "files")
         self.broker = FakeBroker()
         self.asked: list[tuple[Command, str]] = []
+        self.ahead_ms = 0
         self._store = open_store(folder / "cloud.db")
         outbox = Outbox(
             DirectorKey(Ed25519PrivateKey.generate()),
@@ -144,8 +145,8 @@ class DirectService:
             return self._counter
 
     def now_ms(self) -> int:
-        """Return the time."""
-        return time.time_ns() // 1_000_000
+        """Return the time, with what a test has added to it."""
+        return time.time_ns() // 1_000_000 + self.ahead_ms
 
     def query(self, for_ms: int = 60_000) -> str:
         """Return a signed query of the repository."""

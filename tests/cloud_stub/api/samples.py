@@ -65,7 +65,7 @@ def fleet(
     """Make devices of one class in a group, which run an update already."""
     prefix = group if model == "pump" else f"{group}-{model}"
     ids = [f"{prefix}-{number:03}" for number in range(1, count + 1)]
-    service.do(AddDevices({device: "hash" for device in ids}), "tester")
+    service.do(AddDevices(dict.fromkeys(ids, "hash")), "tester")
     properties = {**CLASS, "model": model}
     for device in ids:
         service.do(MoveDevice(device, group), "tester")

@@ -1,4 +1,4 @@
-"""The application served for real on a free loopback port, as tests of streams, of the command line and of pages need it."""
+"""The application served for real on a free loopback port, for tests of streams, commands and pages."""
 
 import asyncio
 import secrets
