@@ -135,7 +135,13 @@ class Unit(Reader, Protocol):
         """Return devices whose order is to be decided, those online first."""
 
     def unpublished(self, limit: int) -> Sequence[DeviceRow]:
-        """Return online devices with `epoch > published_epoch` whose order is decided."""
+        """Return online devices with `epoch > published_epoch` whose order is decided.
+
+        One that has no epoch yet takes an order in answer to its hello only (R3), and is left out.
+        """
+
+    def unheard(self, before_ms: int, limit: int) -> Sequence[DeviceRow]:
+        """Return devices that count as online and were last seen before an instant."""
 
     def due_schedules(self, now_ms: int) -> Sequence[DeploymentRow]:
         """Return scheduled deployments whose start has come, in (start, creation) order (R21)."""

@@ -87,9 +87,14 @@ class Service:
         self._changes = _Changes()
         self._thread = threading.Thread(target=self._run, name="orchestrator", daemon=True)
         self._sent: list[Sent] = []
+        self._own_accounts: dict[str, str] = {}
 
     def start(self) -> None:
         """Tell the broker its accounts, connect, and begin."""
+        self._own_accounts = {
+            name: hash_password(token, secrets.token_bytes(SALT_BYTES))
+            for name, token in ((CLOUD, self._kept.cloud_token), (INSPECT, self._kept.inspect_token))
+        }
         self._tell_accounts()
         self._thread.start()
         self._link.start(self._arrived, lambda up: self._queue.put(_Item(Linked(up))))
@@ -230,8 +235,7 @@ class Service:
                         "The cloud failed to do this; its log has the details."
                     )
         if self._orchestrator.accounts_changed:
-            self._orchestrator.accounts_changed = False
-            self._tell_accounts()
+            self._tell_new_accounts()
         for publish in publishes:
             self._publish(publish)
         for item in items:
@@ -249,12 +253,16 @@ class Service:
         if message.order is not None:
             self._sent.append(Sent(*message.order))
 
+    def _tell_new_accounts(self) -> None:
+        try:
+            self._tell_accounts()
+            self._orchestrator.accounts_changed = False
+        except ServiceError as error:
+            log.error("%s", error)  # told again in the next turn: a broker that has ended comes back
+
     def _tell_accounts(self) -> None:
-        """Give the broker the whole set of accounts, services included."""
-        accounts = {
-            name: hash_password(token, secrets.token_bytes(SALT_BYTES))
-            for name, token in ((CLOUD, self._kept.cloud_token), (INSPECT, self._kept.inspect_token))
-        }
+        """Give the broker the whole set of accounts, the same for services: a new hash would cut them off."""
+        accounts = dict(self._own_accounts)
         with self._store.read() as reader:
             after = ""
             while page := reader.list_devices(after=after, limit=PAGE_ROWS_MAX):

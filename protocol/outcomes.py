@@ -62,8 +62,8 @@ class Reason(StrEnum):
 
 BEFORE_NO_RETURN: Final[Mapping[Reason, Party]] = {
     Reason.INCOMPATIBLE: Party.DEVICE,
-    Reason.DOWNGRADE_REFUSED: Party.SERVER,
-    Reason.BELOW_FLOOR: Party.SERVER,
+    Reason.DOWNGRADE_REFUSED: Party.DEVICE,  # the same order again would not help, so not the server's
+    Reason.BELOW_FLOOR: Party.DEVICE,
     Reason.UNSUPPORTED: Party.DEVICE,
     Reason.NO_SPACE: Party.DEVICE,
     Reason.DISK: Party.DEVICE,

@@ -22,9 +22,9 @@ from rich.console import Console
 from protocol.errors import LastgoodError, OperatorError
 from simulator.core.facts import DeviceSight
 from simulator.core.fleet import Member, failures, members
+from simulator.core.model import model_of, settings_of
 from simulator.core.play import Ending, Play
 from simulator.core.scenario import Scenario, read_scenario
-from simulator.device import model_of, settings_of
 from simulator.live.cloud import CloudApi, OwnCloud, client_file
 from simulator.live.fleet import FleetOptions, LiveFleet
 from simulator.live.show import Display, table

@@ -7,7 +7,6 @@ real devices keep: an effect changes the slots when its work is done, and a powe
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
@@ -42,7 +41,6 @@ from agent.core.model import (
     Ticked,
     Watch,
 )
-from agent.core.settings import Settings
 from protocol.errors import DeviceError
 from protocol.lifecycle import WorkflowEvent as E
 from protocol.lifecycle import WorkflowState
@@ -50,53 +48,13 @@ from protocol.manifest import Manifest, read_manifest
 from protocol.outcomes import Reason
 from protocol.topics import Kind
 from simulator.core.chance import SeededChance
-from simulator.core.fleet import Failures, How, Member
-from simulator.core.scenario import Scenario
+from simulator.core.fleet import How, Member
+from simulator.core.model import Model as Model  # the worlds know it by the device it belongs to
 from simulator.ports import Clock, Content, Got, Timer, Transport
 
-AGENT_VERSION: Final = "virtual"
 CRASH_AFTER_MS: Final = 50  # how long a payload that crashes on start runs
 FLIP_MS: Final = 2  # one half of a switch: a durable write
 MANIFESTS_KEPT: Final = 64  # parsed ones, shared by all devices of a process
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """How long the work of every device takes, in milliseconds, and who fails what."""
-
-    install_ms: float
-    install_spread: float
-    restart_ms: float
-    restart_spread: float
-    soak_ms: int
-    failures: Failures
-    bytes_per_s: int | None = None
-    download_spread: float = 0.0
-    rehash_ms: int = 20
-
-
-def model_of(scenario: Scenario, failing: Failures) -> Model:
-    """Return the model of work that a scenario describes."""
-    return Model(
-        install_ms=scenario.install.median_s * 1_000,
-        install_spread=scenario.install.spread,
-        restart_ms=scenario.restart.median_s * 1_000,
-        restart_spread=scenario.restart.spread,
-        soak_ms=round(scenario.device.soak_s * 1_000),
-        failures=failing,
-        bytes_per_s=scenario.download.bytes_per_s,
-        download_spread=scenario.download.spread,
-    )
-
-
-def settings_of(scenario: Scenario) -> Settings:
-    """Return the agent's settings that a scenario asks for."""
-    return Settings(
-        agent_version=AGENT_VERSION,
-        heartbeat_ms=round(scenario.device.heartbeat_s * 1_000),
-        download_tries_max=scenario.device.download_tries,
-        trial_starts=scenario.device.trial_starts,
-    )
 
 
 class VirtualDevice:

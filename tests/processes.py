@@ -153,6 +153,13 @@ class Cloud:
         record = json.loads((self.data / "broker" / "broker.json").read_text())
         return [int(pid) for pid in record["pids"]]
 
+    def kill_broker(self) -> None:
+        """End the broker as a crash would; the process that keeps it on a leash is left alone."""
+        for pid in self.broker_pids:
+            if b"leash.py" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGKILL)
+                until(lambda: not is_there(pid), "the broker to end")  # noqa: B023 - waited for at once
+
     def start(self) -> None:
         """Start it, and wait until it answers."""
         first = not (self.data / "ports.json").exists()
@@ -275,7 +282,8 @@ class Agent:
     folder: Path
     join: str
     group: str
-    settings: str = ""  # more lines of its TOML file, before its tables
+    soak_s: float = 0.3
+    state_folder: str = "state"
     command: Sequence[str] = ("-m", "lastgood")  # how Python is asked to be the agent
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
@@ -290,7 +298,7 @@ class Agent:
     @property
     def state(self) -> Path:
         """The agent's state folder."""
-        return self.folder / "state"
+        return self.folder / self.state_folder
 
     @property
     def log(self) -> str:
@@ -390,10 +398,9 @@ def _spawn(
 def _agent_toml(agent: Agent) -> str:
     properties = "\n".join(f"{key} = {json.dumps(value)}" for key, value in PROPERTIES.items())
     command = json.dumps([sys.executable, "{slot}/beacon.py", "--port", str(agent.port)])
-    return f"""state = "state"
-soak_s = 0.3
+    return f"""state = {json.dumps(agent.state_folder)}
+soak_s = {agent.soak_s}
 startup_s = 15
-{agent.settings}
 
 [properties]
 {properties}

@@ -17,6 +17,7 @@ from agent.core.settings import (
     RESEND_LEAST_MS,
     RESEND_MOST_MS,
     SECOND_MS,
+    STATES_KEPT,
     SYNC_WINDOW_MOST_MS,
     backoff,
 )
@@ -45,6 +46,7 @@ class Conversation:
         "_sent",
         "_state_due",
         "_state_tries",
+        "_told",
         "asking",
         "connection",
         "full_again",
@@ -68,6 +70,7 @@ class Conversation:
         self._proof: int | None = None  # the epoch that the cloud named, below ours (R2)
         self._minimal_refused = False
         self._sent: int | None = None  # sequence of the state sent last, on this connection
+        self._told: tuple[tuple[int, str], ...] = ()  # sequence and digest of the states sent since the start
         self._ask_tries = 0
         self._state_tries = 0
         self._hello_due: int | None = None
@@ -144,6 +147,13 @@ class Conversation:
         self._answered = self._answered or answers
         return answers
 
+    def covers(self, ack: Ack, record: Record) -> bool:
+        """Return whether what the cloud holds is a state this device surely sent, so that what it carried is there (R7).
+
+        The number alone proves nothing: a disk that refused, or a copy that came back, can make it count twice.
+        """
+        return ack.digest is not None and (ack.sequence, ack.digest) in (*self._told, (record.sequence, record.digest))
+
     def look_up(self, now_ms: int) -> None:
         """When the hour after a refusal is over, try the whole state again."""
         if self.full_again is not None and self.full_again <= now_ms:
@@ -166,6 +176,7 @@ class Conversation:
         if self._state_due is not None and self._state_due <= now_ms:
             out.append(Publish(Kind.STATE, payload_of(content, record)))
             self._sent = record.sequence
+            self._told = (*self._told, (record.sequence, record.digest))[-STATES_KEPT:]
             self._state_tries += 1
             self._state_due = now_ms + (REFUSED_WAIT_MS if self._minimal_refused else self._resend_ms())
         return out

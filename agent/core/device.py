@@ -345,7 +345,7 @@ class Device:
         if ack.sequence > record.sequence or differs:
             # the cloud has a later state of this instance than the disk: an old copy of the folder came back
             self._record = replace(record, sequence=ack.sequence, digest="")
-        else:
+        elif self._talk.covers(ack, record):
             self._record = reporting.acknowledged(record, ack.sequence)
         if answers:
             self._answered(ack)

@@ -23,7 +23,8 @@ def go_on_without_record(
     `durable` is the state that the disk still holds, and so what a power loss would leave.
     """
     acts: Acts = []
-    past = work.state in PAST_NO_RETURN and durable in PAST_NO_RETURN
+    trial_runs = facts.slots.booted != facts.slots.last_known_good
+    past = work.state in PAST_NO_RETURN and (durable in PAST_NO_RETURN or trial_runs)
     if work.state is not WorkflowState.IDLE and not past:
         return _end(work, facts, acts, detail), acts
     if work.state is WorkflowState.CONFIRMING and any(isinstance(effect, Commit) for effect in withheld):

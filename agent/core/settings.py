@@ -31,6 +31,7 @@ RESTART_WAIT_MOST_MS: Final = (
     MINUTE_MS  # a committed application that keeps ending is started again every minute
 )
 RESTART_CALM_MS: Final = 10 * MINUTE_MS  # it ran so long: the next restart is prompt again
+STATES_KEPT: Final = 16  # sequences and digests of states sent, whose acknowledgement may still be under way
 NONCES_MAX: Final = 8  # of own hellos, whose answers may still be under way
 
 

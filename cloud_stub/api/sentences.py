@@ -49,7 +49,8 @@ def policy_rule(policy: Policy) -> str:
     """Return the policy as it was written, in one clause."""
     joined = "and" if policy.match == "all" else "or"
     back = " or ".join(ref.update for ref in policy.rollback_to)
-    return f"{_thresholds(policy.failed_count, policy.failed_percent, policy.percent_of, joined)} → {back}"
+    rule = _thresholds(policy.failed_count, policy.failed_percent, policy.percent_of, joined)
+    return f"goes back to {back} when {rule}"
 
 
 def policy_now(row: DeploymentRow, policy: Policy, members: int) -> str:
@@ -73,7 +74,7 @@ def policy_now(row: DeploymentRow, policy: Policy, members: int) -> str:
     if policy.percent_of == "group":
         return f"{counts}; goes back at {now.needed}."
     joined = "and" if policy.match == "all" else "or"
-    return f"{counts}; goes back at {_thresholds(policy.failed_count, policy.failed_percent, 'attempted', joined)}."
+    return f"{counts}; goes back when {_thresholds(policy.failed_count, policy.failed_percent, 'attempted', joined)}."
 
 
 def is_armed(policy: Policy, tally: Tally, members: int) -> bool:
@@ -88,9 +89,7 @@ def trip(numbers: Trip) -> str:
     joined = "and" if numbers.match == "all" else "or"
     rule = _thresholds(numbers.failed_count, numbers.failed_percent, numbers.percent_of, joined)
     of = "" if numbers.percent_of == "group" else " attempted"
-    return (
-        f"Went back: {numbers.failed} of {numbers.base}{of} failed ({percent:.1f} %); the policy was {rule}."
-    )
+    return f"Went back: {numbers.failed} of {numbers.base}{of} failed ({percent:.1f} %); the policy was: when {rule}."
 
 
 def headline(row: DeploymentRow, retrying: int, undecided: int) -> str:
@@ -123,4 +122,6 @@ def _devices(count: int) -> str:
 
 
 def _thresholds(failed_count: int, failed_percent: int, percent_of: str, joined: str) -> str:
-    return f"at least {failed_count} failed {joined} {failed_percent} % of the {percent_of}"
+    devices = "device" if failed_count == 1 else "devices"
+    whole = "the group" if percent_of == "group" else "those that tried it"
+    return f"{failed_count} {devices} {joined} {failed_percent} % of {whole} have failed"

@@ -20,6 +20,8 @@ import click
 import uvicorn
 
 from cloud_stub.adapters.broker import new_token, start_broker
+from cloud_stub.adapters.broker.keeper import Keeper
+from cloud_stub.adapters.broker.process import BrokerProcess
 from cloud_stub.adapters.durable import replace_file
 from cloud_stub.adapters.files import open_files
 from cloud_stub.adapters.keys import Secrets, load_or_make
@@ -139,7 +141,9 @@ def assemble(options: _Options, say: Callable[[str], None]) -> Assembly:
 
 
 def _settings(heartbeat_ms: int) -> Settings:
-    return Settings(heartbeat_ms=heartbeat_ms, sync_window_ms=min(10_000, heartbeat_ms))
+    """Who says hello often also comes back soon: no device stays away longer than a heartbeat or ten seconds."""
+    soon_ms = min(10_000, heartbeat_ms)
+    return Settings(heartbeat_ms=heartbeat_ms, sync_window_ms=soon_ms, reconnect_spread_ms=soon_ms)
 
 
 def _repository_for(url: str, secret: bytes) -> Callable[[str, int], Repository]:
@@ -163,13 +167,20 @@ def _serve(
     _write_client_files(options, assembly)
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=SHUTDOWN_S)
     server = _Server(config, app.state.changes.stop)
-    # uvicorn raises the signal that ended it once more; what follows its end is ours to do first.
-    signal.signal(signal.SIGTERM, lambda *_: None)
+    # uvicorn raises the signal that ended it once more; what follows its end is ours to do first. And a signal that
+    # comes before uvicorn listens for it must not be lost.
+    signal.signal(signal.SIGTERM, lambda *_: setattr(server, "should_exit", True))
+    # A broker that somebody else runs is theirs to start again.
+    keeper = Keeper(assembly.broker, say) if isinstance(assembly.broker, BrokerProcess) else None
     assembly.service.start()
+    if keeper is not None:
+        keeper.start()
     try:
         _greet(options, assembly, setup_code, say)
         server.run(sockets=[listener])
     finally:
+        if keeper is not None:
+            keeper.stop()
         assembly.service.stop()
         say("The cloud has stopped; `lastgood cloud up` goes on where it was.")
 

@@ -60,11 +60,9 @@ def offer(device: DeviceRow, situation: Situation) -> Offer:
     )
     if update is None:
         return _outside(row, _S.INCOMPATIBLE, "no update of the deployment fits its class", situation)
-    if active.policy:
-        floor = device.floor
-        why = why_unprotected(active.policy.rollback_to, situation.catalog, update, device.properties, floor)
-        if why and row.state not in VERDICTS:
-            return _outside(row, _S.UNPROTECTED, why, situation)
+    why = _why_not_safe(device, update, active, situation.catalog)
+    if why and row.state not in VERDICTS:
+        return _outside(row, _S.UNPROTECTED, why, situation)
     if update.withdrawn_ms is not None and not _was_deployed_withdrawn(active, update):
         return Offer(_hold(f"{update.update} was withdrawn", row), situation.mine)
     return _offered(device, row, update, active, situation)
@@ -119,6 +117,15 @@ def _hold(why: str, row: AssignmentRow | None) -> Order:
     if row is not None and row.state in OPEN and row.attempt > 0:
         return Order("hold", why, row.deployment, row.attempt)
     return Order("hold", why)
+
+
+def _why_not_safe(device: DeviceRow, update: UpdateRow, active: DeploymentRow, catalog: Catalog) -> str:
+    """Return why a device cannot take the update, or not be taken back from it (R17, R20); at a trip too."""
+    if update.release_counter < device.floor:
+        return f"the release counter of {update.update} is {update.release_counter}, below its floor of {device.floor}"
+    if active.policy is None:
+        return ""
+    return why_unprotected(active.policy.rollback_to, catalog, update, device.properties, device.floor)
 
 
 def _why_held(device: DeviceRow, situation: Situation) -> str:

@@ -65,9 +65,8 @@ def failures_needed(policy: Policy, base: int) -> int | None:
 def arithmetic(policy: Policy, base: int) -> str:
     """Return in one sentence what it takes to trip the policy in a group of `base` compatible members (R23)."""
     joined = "and" if policy.match == "all" else "or"
-    rule = (
-        f"at least {policy.failed_count} failed {joined} {policy.failed_percent} % of the {policy.percent_of}"
-    )
+    whole = "the group" if policy.percent_of == "group" else "those that tried it"
+    rule = f"{policy.failed_count} devices {joined} {policy.failed_percent} % of {whole} have failed"
     needed = failures_needed(policy, base)
     if needed is None:
         return f"Not armed: the group has no compatible member yet; it goes back when {rule}."
@@ -160,6 +159,6 @@ def _check_floors_of_updates(updates: Sequence[UpdateRow], back: Sequence[Update
             if shared and target.release_counter < update.release_counter:
                 raise OperatorError(
                     f"The way back is barred: the release counter of {target.update} is {target.release_counter}, and "
-                    f"that of {update.update} is {update.release_counter}. Publish the older version again with a counter of "
-                    f"at least {update.release_counter}."
+                    f"that of {update.update} is {update.release_counter}. Publish the older version again with a "
+                    f"counter of at least {update.release_counter}."
                 )

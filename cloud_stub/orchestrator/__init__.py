@@ -26,6 +26,7 @@ from cloud_stub.orchestrator.clock import Observed
 from cloud_stub.orchestrator.outbox import Outbox
 from cloud_stub.orchestrator.turn import Turn
 from cloud_stub.orchestrator.values import (
+    PRESENCE_SWEEP_MS,
     Asked,
     Delivered,
     Input,
@@ -70,6 +71,7 @@ class Orchestrator:
         self._leaving: dict[
             str, tuple[str, int]
         ] = {}  # device → (connection, monotonic ms when it counts as offline)
+        self._presence_due_ms = 0
         self.refused: Counter[str] = Counter()
         self.accounts_changed = False  # the set of device tokens differs from what the broker was told
 
@@ -179,6 +181,9 @@ class Orchestrator:
         deployments.retry_due(turn)
         if self._observed.armed(now):
             deployments.time_out_due(turn)
+            if now.mono_ms >= self._presence_due_ms:
+                self._presence_due_ms = now.mono_ms + PRESENCE_SWEEP_MS
+                reports.offline_unheard(turn)
 
     def _refuse(self, turn: Turn, item: Input, error: MessageRefused) -> None:
         self.refused[error.reason] += 1

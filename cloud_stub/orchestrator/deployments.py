@@ -268,21 +268,28 @@ def _why_not_start(turn: Turn, row: DeploymentRow) -> str:
     ):
         return "it was made before a rollback of its group"
     try:
-        planned(turn.unit, _draft_of(row))
+        planned(turn.unit, _draft_of(turn, row))
     except OperatorError as error:
         return str(error)
     return ""
 
 
-def _draft_of(row: DeploymentRow) -> DeploymentDraft:
+def _draft_of(turn: Turn, row: DeploymentRow) -> DeploymentDraft:
     """Return the draft that makes this row, so that every check of creation runs again."""
     return DeploymentDraft(
         row.group,
         tuple(ref.update for ref in row.updates),
         _policy_draft(row.policy) if row.policy else None,
         allow_downgrade=row.allow_downgrade,
+        allow_withdrawn=_was_allowed_withdrawn(turn, row),
         retries=row.retries,
     )
+
+
+def _was_allowed_withdrawn(turn: Turn, row: DeploymentRow) -> bool:
+    """Return whether what is withdrawn of its updates was so already when an operator scheduled it by explicit word."""
+    updates = turn.catalog(row.updates).values()
+    return all(update.withdrawn_ms is None or update.withdrawn_ms < row.created_ms for update in updates)
 
 
 def _policy_draft(policy: Policy) -> PolicyDraft:

@@ -28,11 +28,7 @@ def add(turn: Turn, command: AddDevices, who: str) -> int:
             raise OperatorError(
                 f"Device {device} is known already; `lastgood device add {device} --renew` makes a new token."
             )
-        row = (
-            replace(known, password_hash=password_hash)
-            if known
-            else DeviceRow(device, turn.now_ms, password_hash)
-        )
+        row = _renewed(turn, known, password_hash) if known else DeviceRow(device, turn.now_ms, password_hash)
         turn.put_device(known, row)
         turn.audit(who, "device.token_renewed" if known else "device.added", device)
     turn.accounts_changed = True
@@ -58,6 +54,14 @@ def move(turn: Turn, device_id: str, group: str | None, who: str) -> DeviceRow:
         reports.left_group(turn, device)
         turn.audit(who, "device.moved", device_id, before=device.group, after=target)
     return turn.unit.device(device_id) or moved
+
+
+def _renewed(turn: Turn, device: DeviceRow, password_hash: str) -> DeviceRow:
+    """Return a device with a new token; of two clones only the one that is given it goes on (R8)."""
+    renewed = replace(device, password_hash=password_hash)
+    if not device.cloned:
+        return renewed
+    return turn.raised(replace(renewed, cloned=False, instance_before=None))
 
 
 def sent(turn: Turn, item: Sent) -> None:

@@ -44,10 +44,7 @@ class Outbox:
         for device in turn.unit.stale(TURN_ROWS_MAX):
             self.decided(turn, device)
         for device in turn.unit.unpublished(TURN_ROWS_MAX):
-            if (
-                device.reported_epoch is not None
-            ):  # one without an epoch takes an order in answer to its hello only (R3)
-                self.send_order(turn, device, nonce=None)
+            self.send_order(turn, device, nonce=None)
 
     def send_order(self, turn: Turn, device: DeviceRow, *, nonce: str | None) -> None:
         """Sign a device's order and send it; with the nonce of its hello when it has no epoch yet (R3)."""

@@ -13,6 +13,7 @@ from cloud_stub.core.places import class_key_of, group_of, group_tag_of, may_cha
 from cloud_stub.core.rows import AssignmentRow, DeviceRow
 from cloud_stub.orchestrator import deployments, outbox
 from cloud_stub.orchestrator.turn import Turn
+from cloud_stub.orchestrator.values import HEARTBEATS_MISSED, TURN_ROWS_MAX
 from protocol import messages
 from protocol.errors import MessageRefused, PeerError
 from protocol.lifecycle import WorkflowState
@@ -84,6 +85,13 @@ def refused(turn: Turn, box: "outbox.Outbox", device: DeviceRow, error: MessageR
 def offline(turn: Turn, device: DeviceRow, connection: str) -> None:
     """The connection with this nonce has been gone for the debounce; another one's will is ignored (R9)."""
     if device.connection == connection and device.online:
+        turn.put_device(device, replace(device, online=False))
+
+
+def offline_unheard(turn: Turn) -> None:
+    """Take devices for offline that missed several heartbeats: a will may be lost, or told while the cloud was away."""
+    patience_ms = HEARTBEATS_MISSED * turn.settings.heartbeat_ms + SEEN_EVERY_MS
+    for device in turn.unit.unheard(turn.now_ms - patience_ms, TURN_ROWS_MAX):
         turn.put_device(device, replace(device, online=False))
 
 

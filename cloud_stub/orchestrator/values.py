@@ -17,6 +17,8 @@ OFFLINE_DEBOUNCE_MS: Final = 3_000  # a device that reconnects within it was nev
 ORDER_LIFETIME_MS: Final = (
     86_400_000  # an order not accepted for a day asks for a new one; signed addresses live as long
 )
+HEARTBEATS_MISSED: Final = 3  # after so many without a word a device counts as offline, will or no will
+PRESENCE_SWEEP_MS: Final = 10_000  # how often that is looked at
 TURN_ROWS_MAX: Final = (
     500  # devices decided, published or timed out in one transaction: others must get their turn
 )

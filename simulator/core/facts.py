@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from simulator.core.scenario import (
+from simulator.core.script import (
     CloudAgrees,
     Counted,
     Deployment,

@@ -10,19 +10,8 @@ from typing import Protocol
 
 from protocol.errors import LastgoodError, ServiceError
 from simulator.core.facts import Judgement, Sight, judge, needs_cloud, needs_said
-from simulator.core.scenario import (
-    Cancel,
-    Deploy,
-    Fact,
-    Import,
-    Join,
-    Move,
-    Retry,
-    Scenario,
-    Step,
-    UpdatePart,
-    Wait,
-)
+from simulator.core.scenario import Scenario, UpdatePart
+from simulator.core.script import Cancel, Deploy, Fact, Import, Join, Move, Retry, Step, Wait
 
 
 class Stage(Protocol):

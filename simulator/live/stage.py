@@ -10,7 +10,8 @@ from protocol.errors import OperatorError
 from simulator.core.facts import DeploymentSight, Sight
 from simulator.core.fleet import Member
 from simulator.core.payload import make
-from simulator.core.scenario import ROLLBACK_OF, Deploy, UpdatePart
+from simulator.core.scenario import UpdatePart
+from simulator.core.script import ROLLBACK_OF, Deploy
 from simulator.live.cloud import CloudApi
 from simulator.live.fleet import LiveFleet
 

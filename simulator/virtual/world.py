@@ -30,10 +30,12 @@ from protocol.outcomes import Reason
 from simulator.core.chance import SeededChance
 from simulator.core.facts import DeploymentSight, DeviceSight, Sight
 from simulator.core.fleet import Member, failures, members
+from simulator.core.model import model_of, settings_of
 from simulator.core.payload import make
 from simulator.core.play import Ending, Play
-from simulator.core.scenario import ROLLBACK_OF, Deploy, Scenario, StormPart, UpdatePart
-from simulator.device import VirtualDevice, model_of, settings_of
+from simulator.core.scenario import Scenario, StormPart, UpdatePart
+from simulator.core.script import ROLLBACK_OF, Deploy
+from simulator.device import VirtualDevice
 from simulator.ports import Answer, Got
 from simulator.virtual.clock import VirtualClock
 from simulator.virtual.cloud import VirtualCloud

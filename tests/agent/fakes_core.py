@@ -86,7 +86,9 @@ class Rig:
         self.now_ms = 0
         self.waiting: list[Effect] = []  # effects that were not performed yet
         self.log: list[Effect] = []
-        self.sent: list[Publish] = []
+        self.sent: list[Publish] = []  # and not taken in by the cloud yet
+        self.hellos: list[Hello] = []  # every one ever said
+        self.states: list[State] = []
         self.seen: list[tuple[str, int, dict[str, Any]]] = []  # outcomes in the cloud's database
         self.held: State | None = None  # newest state in the cloud's database
         self.newest_epoch = 0
@@ -135,7 +137,7 @@ class Rig:
                 self.disk = encode(effect.record)
                 assert decode(self.disk) == effect.record
             elif isinstance(effect, Publish):
-                self.sent.append(effect)
+                self._note(effect)
             elif isinstance(effect, StopWork):
                 self.waiting = [
                     e for e in self.waiting if isinstance(e, Invalidate | Start | Commit | Activate | Revert)
@@ -144,6 +146,13 @@ class Rig:
                 self.waiting.append(effect)
         self.watch()
         return effects
+
+    def _note(self, publish: Publish) -> None:
+        self.sent.append(publish)
+        if publish.kind is Kind.HELLO:
+            self.hellos.append(read(Hello, publish.payload))
+        elif publish.kind is Kind.STATE:
+            self.states.append(read(State, publish.payload))
 
     def tick(self, ms: int = 0) -> None:
         """Let time pass, or jump to what is due."""
@@ -239,16 +248,6 @@ class Rig:
     def state(self) -> WorkflowState:
         """The state of the work."""
         return self.device.workflow.state
-
-    @property
-    def hellos(self) -> list[Hello]:
-        """Every hello ever said."""
-        return [read(Hello, e.payload) for e in self.log if isinstance(e, Publish) and e.kind is Kind.HELLO]
-
-    @property
-    def states(self) -> list[State]:
-        """Every state ever sent."""
-        return [read(State, e.payload) for e in self.log if isinstance(e, Publish) and e.kind is Kind.STATE]
 
     @property
     def outcomes(self) -> list[OutcomeReport]:

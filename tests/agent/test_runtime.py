@@ -27,6 +27,7 @@ from agent.runtime import Runtime
 from protocol.errors import DeviceError
 from protocol.lifecycle import WorkflowState
 from protocol.topics import Kind
+from tests.agent.adapters.disks import file_size_limit
 from tests.agent.adapters.files_server import Files, serving
 from tests.agent.adapters.updates import Update, a_member, a_tar, an_update
 from tests.agent.builders import KEYS
@@ -241,6 +242,23 @@ def test_bad_input_leaves_the_running_slot_untouched(agent: Agent, wrong: str, r
         assert (agent.table.booted, agent.table.last_known_good, agent.pid) == ("B", "B", running)
         assert lives(running)
         assert agent.slots.rehash("B")
+
+
+def test_a_full_disk_leaves_the_running_slot_untouched(agent: Agent) -> None:
+    """The disk takes no more while downloading: `no_space`, version 1 runs on, and with space the next order succeeds."""
+    with at_work(agent):
+        agent.order(10, an_app("1.0.0"))
+        assert agent.outcome(10) == ("succeeded", None)
+        running = agent.pid
+        big = an_app("2.0.0", GOOD + "#" * 300_000)
+        with file_size_limit(100_000):
+            agent.order(11, big)
+            assert agent.outcome(11) == ("failed", "no_space")
+        assert (agent.table.booted, agent.pid) == ("B", running)
+        assert lives(running)
+        assert agent.slots.rehash("B")
+        agent.order(12, big)
+        assert agent.outcome(12) == ("succeeded", None)
 
 
 def test_a_cancel_stops_a_download(agent: Agent) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,7 +40,7 @@ def agent(tmp_path: Path) -> Iterator[MakeAgent]:
     """Starts agents, which end with the test."""
     with contextlib.ExitStack() as stack:
 
-        def start(device: str, join: str, group: str, **more: str) -> Agent:
+        def start(device: str, join: str, group: str, **more: Any) -> Agent:
             return stack.enter_context(Agent(device, tmp_path / device, join, group, **more))
 
         yield start

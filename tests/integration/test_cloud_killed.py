@@ -6,23 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from agent.core.settings import Settings
-from simulator.core.fleet import Member
-from simulator.device import Model
-from simulator.live.fleet import FleetOptions, LiveFleet
 from tests.integration.conftest import MakeAgent
-from tests.processes import PROPERTIES, Cloud, beacon, is_there
+from tests.integration.fleets import GROUP, enrol, members, new_fleet
+from tests.processes import Cloud, beacon, is_there
 from tests.waiting import until
 
 DEVICES = 60
 SOME = 10  # so many have succeeded, and so many have not, when the cloud dies
-MEMBERS = [
-    Member(f"v-{number:03}", "all", "field", PROPERTIES, {"group": "field"}, number * 10, number % 10 == 0)
-    for number in range(DEVICES)
-]
-MODEL = Model(
-    install_ms=2_000, install_spread=0.6, restart_ms=500, restart_spread=0.5, soak_ms=500, failures={}
-)
 
 
 @pytest.fixture
@@ -32,40 +22,33 @@ def cloud(engine: str, tmp_path: Path) -> Iterator[Cloud]:
         yield cloud
 
 
-@pytest.fixture
-def fleet() -> Iterator[LiveFleet]:
-    """A fleet without a device."""
-    with LiveFleet(FleetOptions(7, MODEL, Settings(agent_version="virtual"))) as fleet:
-        yield fleet
-
-
-def test_a_cloud_that_was_killed_finishes_its_rollout(
-    cloud: Cloud, fleet: LiveFleet, agent: MakeAgent
-) -> None:
+@pytest.mark.slow
+def test_a_cloud_that_was_killed_finishes_its_rollout(cloud: Cloud, agent: MakeAgent) -> None:
     """Every device ends on the version after one attempt; tally, rows and the devices' own truth agree."""
-    joins = cloud.add("real-1", *(member.id for member in MEMBERS))
-    fleet.add([(member, joins[member.id]) for member in MEMBERS])
-    real = agent("real-1", joins["real-1"], "field")
-    until(lambda: cloud.online() == DEVICES + 1, "the fleet to be online", 40)
-    update = cloud.take(beacon("1.0.0"))
-    deployment = cloud.deploy("field", update)
-    until(lambda: _is_in_the_middle(cloud.tally(deployment)), "the middle of the rollout")
-    old_broker = cloud.broker_pids
-    cloud.kill()
-    until(lambda: not any(map(is_there, old_broker)), "the killed cloud's broker to end")
+    with new_fleet() as fleet:
+        enrol(cloud, fleet, members(DEVICES))
+        real = agent("real-1", cloud.add("real-1")["real-1"], GROUP)
+        until(lambda: cloud.online() == DEVICES + 1, "the fleet to be online", 40)
+        update = cloud.take(beacon("1.0.0"))
+        deployment = cloud.deploy(GROUP, update)
+        until(lambda: _is_in_the_middle(cloud.tally(deployment)), "the middle of the rollout")
+        old_broker = cloud.broker_pids
+        cloud.kill()
+        until(lambda: not any(map(is_there, old_broker)), "the killed cloud's broker to end")
 
-    cloud.start()
-    assert not set(cloud.broker_pids) & set(old_broker)
-    rows = until(lambda: cloud.settled(deployment), "a verdict of every device", 60)
-    assert Counter(row["state"] for row in rows.values()) == {"succeeded": DEVICES + 1}
-    assert {row["attempt"] for row in rows.values()} == {1}
-    tally = cloud.tally(deployment)
-    assert {name: count for name, count in tally.items() if count} == {"succeeded": DEVICES + 1}
-    assert Counter(fleet.running().values()) == {update.name: DEVICES}
-    assert real.version() == "1.0.0"
-    runs = cloud.get("/groups/field")["runs"]
-    assert [(row["update"], row["count"]) for row in runs] == [(update.name, DEVICES + 1)]
-    assert [row["action"] for row in cloud.get("/audit", about=deployment)] == ["deployment.created"]
+        cloud.start()
+        assert not set(cloud.broker_pids) & set(old_broker)
+        rows = until(lambda: cloud.settled(deployment), "a verdict of every device", 60)
+        assert Counter(row["state"] for row in rows.values()) == {"succeeded": DEVICES + 1}
+        assert {row["attempt"] for row in rows.values()} == {1}
+        tally = cloud.tally(deployment)
+        assert {name: count for name, count in tally.items() if count} == {"succeeded": DEVICES + 1}
+        assert Counter(fleet.running().values()) == {update.name: DEVICES}
+        assert real.version() == "1.0.0"
+        runs = cloud.get(f"/groups/{GROUP}")["runs"]
+        assert [(row["update"], row["count"]) for row in runs] == [(update.name, DEVICES + 1)]
+        told = [row["what"] for row in cloud.get("/audit", about=deployment)]
+        assert told == ["deployment.started", "deployment.created"]
 
 
 def _is_in_the_middle(tally: dict[str, int]) -> bool:

@@ -11,8 +11,8 @@ S, R, P = WorkflowState, Reason, Party
 
 BEFORE = {  # written once more, by hand, from R10
     R.INCOMPATIBLE: P.DEVICE,
-    R.DOWNGRADE_REFUSED: P.SERVER,
-    R.BELOW_FLOOR: P.SERVER,
+    R.DOWNGRADE_REFUSED: P.DEVICE,
+    R.BELOW_FLOOR: P.DEVICE,
     R.UNSUPPORTED: P.DEVICE,
     R.NO_SPACE: P.DEVICE,
     R.DISK: P.DEVICE,

@@ -1,7 +1,7 @@
 """Faults, then quiet: through lost, doubled and late messages, power losses and killed clouds everything converges.
 
 Invariants (slots, epochs, one verdict an attempt, one active deployment in a group, tally = recount) are checked at
-every step of these runs by the world itself; a breach raises where it happens. A seed that ever failed becomes a named test.
+every step of these runs by the world itself; a breach raises where it happens. A seed that failed becomes a named test.
 """
 
 from pathlib import Path

@@ -21,7 +21,7 @@ from cloud_stub.adapters.broker.accounts import write_accounts
 from cloud_stub.adapters.broker.errors import BrokerError
 from cloud_stub.adapters.broker.passwords import SALT_BYTES, hash_password, new_token
 from cloud_stub.adapters.broker.probe import is_let_in
-from cloud_stub.adapters.broker.stale import forget_record, write_record
+from cloud_stub.adapters.broker.stale import end_stale, forget_record, write_record
 
 _RELOAD_S = 5.0  # mosquitto hashes every connected client's token again when it reads its accounts
 _STOP_S = 5.0  # above the leash's own grace
@@ -67,6 +67,7 @@ class BrokerProcess:
         self.pid: int | None = None
         self._plan = plan
         self._process: subprocess.Popen[bytes] | None = None
+        self._accounts: Mapping[str, str] = {}  # the newest set, for a start that nobody asked for
         self._lock = threading.Lock()
 
     def start(self, accounts: Mapping[str, str]) -> None:
@@ -86,6 +87,14 @@ class BrokerProcess:
                 f"{plan.engine} {state}{f' within {plan.start_s:g} s' if state[0] == 'd' else ''}: {why}"
             )
 
+    def start_again(self) -> None:
+        """Start a broker that has ended by itself, on the same ports and with its newest accounts. Raises
+        BrokerError; it can then be tried again."""
+        with self._lock:
+            self.stop()  # of what is left: pipes, and a leash without its broker
+            end_stale(self._plan.folder)
+            self.start(self._accounts)
+
     def set_accounts(self, accounts: Mapping[str, str]) -> None:
         """Replace the whole set of accounts (name to hash), and return when the broker has read it.
 
@@ -97,7 +106,10 @@ class BrokerProcess:
                 raise BrokerError(
                     f"{self.engine} is not running; the accounts are on disk for its next start"
                 )
-            os.kill(self.pid, signal.SIGHUP)
+            try:
+                os.kill(self.pid, signal.SIGHUP)
+            except ProcessLookupError as error:  # it ends at this moment
+                raise BrokerError(f"{self.engine} has ended; the accounts are on disk") from error
             if not self._await_probe(token, _RELOAD_S):
                 raise BrokerError(
                     f"{self.engine} has not read its accounts within {_RELOAD_S:g} s: {self._last_lines()}"
@@ -105,7 +117,12 @@ class BrokerProcess:
 
     def alive(self) -> bool:
         """Whether the process runs."""
-        return self._process is not None and self._process.poll() is None
+        process = self._process  # another thread may be starting it again
+        return process is not None and process.poll() is None
+
+    def last_words(self) -> str:
+        """The end of the broker's own log, in one line."""
+        return self._last_lines()
 
     def stop(self) -> None:
         """End the process, and return when it has ended. Can be called again."""
@@ -126,6 +143,7 @@ class BrokerProcess:
     def _write(self, accounts: Mapping[str, str]) -> str:
         """Write the password files with a new probe in them, and return the probe's token."""
         check_names(accounts)
+        self._accounts = dict(accounts)
         token = new_token(secrets.token_bytes)
         everyone = {**accounts, PROBE: hash_password(token, secrets.token_bytes(SALT_BYTES))}
         for path, services in self._plan.files.items():

@@ -216,7 +216,9 @@ audit: Final = Table(
 # What partial indexes say, and what queries must repeat to the letter, for SQLite to use the index.
 IS_ACTIVE: Final = "state = 'active'"
 IS_STALE: Final = "order_stale = 1"
-IS_UNPUBLISHED: Final = "online = 1 AND order_stale = 0 AND epoch > published_epoch"
+IS_UNPUBLISHED: Final = (
+    "online = 1 AND order_stale = 0 AND epoch > published_epoch AND reported_epoch IS NOT NULL"
+)
 HAS_START: Final = "state = 'scheduled'"
 HAS_RETRY: Final = "retry_at_ms IS NOT NULL"
 HAS_CAUSE: Final = "cause IS NOT NULL"

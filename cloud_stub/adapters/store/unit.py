@@ -123,6 +123,12 @@ class SqlUnit(SqlReader):
         query = select(devices).where(text(IS_UNPUBLISHED)).order_by(devices.c.id).limit(limit)
         return self._learn_devices(DEVICE.decode_all(self._rows(query)))
 
+    def unheard(self, before_ms: int, limit: int) -> Sequence[DeviceRow]:
+        """Return devices that count as online and were last seen before an instant."""
+        self._staging.write_devices()
+        query = select(devices).where(devices.c.online == 1, devices.c.last_seen_ms < before_ms)
+        return self._learn_devices(DEVICE.decode_all(self._rows(query.order_by(devices.c.id).limit(limit))))
+
     def due_schedules(self, now_ms: int) -> Sequence[DeploymentRow]:
         """Return scheduled deployments whose start has come, in (start, creation) order (R21)."""
         self._staging.write_deployments()

@@ -119,6 +119,15 @@ class DirectService:
             yield unit
         self._change()
 
+    def judge(self, deployment: str) -> None:
+        """Judge a deployment's policy, as every change of its numbers does."""
+        now = Now(self.now_ms(), time.monotonic_ns() // 1_000_000)
+        with self._lock, self._store.transaction() as unit:
+            row = unit.deployment(deployment)
+            assert row is not None
+            self._orchestrator._turn(unit, now).judge(row)
+        self._change()
+
     def plan(self, draft: DeploymentDraft) -> Plan:
         """Answer what a deployment would do."""
         with self.read() as reader:

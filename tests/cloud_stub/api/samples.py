@@ -134,3 +134,11 @@ def settle(
             tally = changed(tally, old, new)
             unit.put_assignment(new)
         unit.put_deployment(replace(row, tally=tally))
+
+
+def tripped(service: DirectService, deployment: str, devices: Sequence[str]) -> None:
+    """Have devices fail by the update's fault, and the policy judged, which takes the group back."""
+    settle(
+        service, deployment, devices, AssignmentState.FAILED, reason=Reason.HEALTH_FAILED, party=Party.UPDATE
+    )
+    service.judge(deployment)

@@ -90,7 +90,7 @@ def test_a_wrong_token_is_not_helped_by_a_session(app: FastAPI) -> None:
 
 
 def test_the_setup_code_works_once(app: FastAPI) -> None:
-    """The code opens a session as admin, which the browser keeps from scripts and other sites; the second use is refused."""
+    """It opens a session as admin, whose cookie scripts and other sites do not get; a second use is refused."""
     page = client_of(app, None)
     assert page.get("/").headers["location"] == "/login"
     answer = page.get("/login", params={"code": SETUP_CODE})
@@ -154,9 +154,10 @@ def test_the_api_by_a_session_needs_the_csrf_header(app: FastAPI, service: Direc
     """The cookie alone changes nothing through the API either."""
     samples.fleet(service, "north", 1, None)
     page = _signed_in(app)
-    change = {"url": "/api/v1/devices/north-001/group", "json": {"group": "south"}}
-    assert page.put(**change, headers=ORIGIN).status_code == 403
-    assert page.put(**change, headers={**ORIGIN, "X-CSRF-Token": _csrf(page)}).status_code == 200
+    path, change = "/api/v1/devices/north-001/group", {"group": "south"}
+    assert page.put(path, json=change, headers=ORIGIN).status_code == 403
+    allowed = {**ORIGIN, "X-CSRF-Token": _csrf(page)}
+    assert page.put(path, json=change, headers=allowed).status_code == 200
 
 
 def test_a_session_ends(app: FastAPI, service: DirectService) -> None:

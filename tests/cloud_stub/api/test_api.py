@@ -76,13 +76,15 @@ def test_devices_are_listed_by_group_and_by_page(admin: Caller, service: DirectS
 
 
 def test_a_device_shows_slots_history_and_why(admin: Caller, service: DirectService) -> None:
-    """The detail has both slots with their marks, its assignments, and the first sentence of `why` names the deployment."""
+    """Both slots with their marks, its assignments, and a first sentence of `why` that names the deployment."""
     one = samples.imported(service, "1.0")
     samples.imported(service, "2.0")
     samples.fleet(service, "north", 1, one)
     made = samples.deployed(service, "north", back=None)
     row = admin.get(f"{API}/devices/north-001").json()
-    assert [(slot["name"], slot["holds"], slot["booted"], slot["last_known_good"]) for slot in row["slots"]] == [
+    assert [
+        (slot["name"], slot["holds"], slot["booted"], slot["last_known_good"]) for slot in row["slots"]
+    ] == [
         ("A", "good", True, True),
         ("B", "empty", False, False),
     ]
@@ -202,7 +204,9 @@ def test_a_deployment_shows_numbers_and_whose_fault(admin: Caller, service: Dire
     assert [found["device"] for found in listed] == ids[:4]
 
 
-def test_a_deployment_is_settled_when_every_member_has_a_verdict(admin: Caller, service: DirectService) -> None:
+def test_a_deployment_is_settled_when_every_member_has_a_verdict(
+    admin: Caller, service: DirectService
+) -> None:
     """And no earlier, also when a member's order is still to be written."""
     one = samples.imported(service, "1.0")
     samples.imported(service, "2.0")
@@ -265,4 +269,3 @@ def test_the_overview_raises_a_restored_store(admin: Caller, service: DirectServ
         unit.put_note("restored", "1")
     assert "lastgood deploy resume" in admin.get(f"{API}/overview").json()["alerts"][0]["sentence"]
     assert admin.post(f"{API}/restored/resume").json() == {"resumed": 0}
-

@@ -110,7 +110,7 @@ def test_a_schedule_supersedes_at_its_start_and_not_before(cloud: Cloud) -> None
     pi = cloud.pi("a", "north")
     first = cloud.deploy("north", "acme/app:1.0")
     later = cloud.deploy("north", "acme/app:2.0", start_at_ms=START_MS + 60_000)
-    cloud.wait(59_000)
+    cloud.live(59_000)
     assert cloud.deployment(first).state is DeploymentState.ACTIVE
     assert accepted(pi).deployment == first
     cloud.wait(2_000)

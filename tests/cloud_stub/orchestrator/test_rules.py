@@ -6,6 +6,7 @@ import pytest
 
 from cloud_stub.adapters.store import open_store
 from cloud_stub.core.commands import (
+    AddDevices,
     CancelDeployment,
     CreateDeployment,
     DeploymentDraft,
@@ -432,7 +433,7 @@ def test_R15_failures_of_the_network_never_use_up_the_budget(cloud: Cloud) -> No
         assert accepted(pi).attempt == attempt
         cloud.begin(pi)
         cloud.fail(pi, Reason.NETWORK, WorkflowState.DOWNLOADING)
-        cloud.wait(3_600_000)
+        cloud.live(3_600_000)
     assert cloud.row(deployment, "a").retries_used == 0
 
 
@@ -650,7 +651,7 @@ def test_R24_a_rollback_that_fails_is_retried_and_then_raises_one_alert(cloud: C
     for attempt in range(1, 5):
         assert accepted(pis[0]).attempt == attempt
         fail(cloud, pis[0])
-        cloud.wait(3_600_000)
+        cloud.live(3_600_000)
     assert cloud.row(back, pis[0].id).state is S.FAILED
     assert cloud.deployment(back).state is DeploymentState.ACTIVE
     with cloud.store.read() as reader:
@@ -676,3 +677,50 @@ def _sha(cloud: Cloud, name: str) -> str:
     assert row is not None
     sha256: str = row.sha256
     return sha256
+
+
+def test_R8_a_new_token_ends_the_hold_of_a_clone(cloud: Cloud) -> None:
+    """Of two clones only the one that is given the new token can connect; it goes on."""
+    pi = cloud.pi("a", "north")
+    cloud.deploy("north", V1)
+    for instance in ("two", "one"):
+        pi.instance = instance
+        cloud.hello(pi)
+    cloud.do(AddDevices({"a": "another"}, renew=True))
+    assert not cloud.device("a").cloned
+    assert accepted(pi).action == "install"
+
+
+def test_R20_a_floor_that_bars_the_way_back_holds_the_device(cloud: Cloud) -> None:
+    """At a trip a device whose floor rose meanwhile is listed and holds, rather than refuse the order for ever."""
+    pis = running(cloud, 4)
+    deployment = cloud.deploy("north", V2, policy=POLICY)
+    pis[0].floor = 9
+    cloud.state(pis[0])
+    fail(cloud, *pis[1:3])
+    back = cloud.deployment(deployment).rollback or ""
+    assert cloud.row(back, pis[0].id).state is S.UNPROTECTED
+    assert accepted(pis[0]).action == "hold"
+    cloud.check_tallies()
+
+
+def test_a_device_that_misses_its_heartbeats_counts_as_offline(cloud: Cloud) -> None:
+    """Its will may be lost with the broker, or told while the cloud was away."""
+    cloud.pi("a", "north")
+    for _ in range(40):
+        cloud.wait(1_000)
+    assert not cloud.device("a").online
+
+
+def test_R3_devices_without_an_epoch_do_not_keep_others_waiting(cloud: Cloud) -> None:
+    """Orders that wait for a hello never fill the outbox of a turn."""
+    pi = cloud.pi("z", "north")
+    for number in range(520):
+        cloud.do(AddDevices({f"a{number:03}": "hash"}))
+    with cloud.store.transaction() as unit:
+        for row in unit.list_devices():
+            if row.id != "z":
+                unit.put_device(replace(row, online=True, epoch=5, order_action="hold", group="north"))
+    cloud.deploy("north", V1)
+    cloud.wait(1_000)
+    assert accepted(pi).action == "install"

@@ -4,7 +4,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from simulator.core.facts import DeploymentSight, DeviceSight, Sight, judge
-from simulator.core.scenario import Fact
+from simulator.core.script import Fact
 
 V1, V2 = "acme/app:1.0", "acme/app:2.0"
 SIGHT = Sight(

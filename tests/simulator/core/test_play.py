@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from protocol.errors import OperatorError, ServiceError
 from simulator.core.facts import DeploymentSight, DeviceSight, Sight
 from simulator.core.play import Play
-from simulator.core.scenario import Deploy, UpdatePart, read_scenario
+from simulator.core.scenario import UpdatePart, read_scenario
+from simulator.core.script import Deploy
 from tests.simulator.scenarios import SMALL
 
 SCENARIO = read_scenario(SMALL, "small.toml")

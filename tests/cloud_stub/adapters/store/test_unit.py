@@ -83,7 +83,8 @@ def test_queries_see_what_is_staged(store: SqlStore) -> None:
     with store.transaction() as unit:
         unit.put_deployment(deployment("d1", policy=None))
         unit.put_deployment(deployment("d2", DeploymentState.SCHEDULED, start_at_ms=50))
-        unit.put_device(device("a", online=True, epoch=5, running_update="u", running_sha256="s", floor=3))
+        seen = {"online": True, "epoch": 5, "reported_epoch": 4, "last_seen_ms": 7}
+        unit.put_device(device("a", **seen, running_update="u", running_sha256="s", floor=3))
         unit.put_device(device("b", order_stale=True))
         unit.put_device(device("c", group="blue", class_key=None))
         unit.put_assignment(assignment("d1", "a", AssignmentState.FAILED, retry_at_ms=40))
@@ -93,6 +94,8 @@ def test_queries_see_what_is_staged(store: SqlStore) -> None:
         assert unit.classes("blue") == []
         assert unit.runs("red") == {("u", "s"): 1, ("", ""): 1}
         assert [row.id for row in unit.unpublished(10)] == ["a"]
+        assert [row.id for row in unit.unheard(8, 10)] == ["a"]
+        assert unit.unheard(7, 10) == []
         assert [row.id for row in unit.stale(10)] == ["b"]
         assert [row.id for row in unit.due_schedules(50)] == ["d2"]
         assert [row.device for row in unit.due_retries(40, 10)] == ["a"]

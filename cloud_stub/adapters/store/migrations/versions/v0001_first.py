@@ -185,8 +185,12 @@ def upgrade() -> None:
         "devices",
         ["id"],
         unique=False,
-        sqlite_where=sa.text("online = 1 AND order_stale = 0 AND epoch > published_epoch"),
-        postgresql_where=sa.text("online = 1 AND order_stale = 0 AND epoch > published_epoch"),
+        sqlite_where=sa.text(
+            "online = 1 AND order_stale = 0 AND epoch > published_epoch AND reported_epoch IS NOT NULL"
+        ),
+        postgresql_where=sa.text(
+            "online = 1 AND order_stale = 0 AND epoch > published_epoch AND reported_epoch IS NOT NULL"
+        ),
     )
     op.create_table(
         "notes",

@@ -1,0 +1,114 @@
+"""An agent killed at many points of an update: it always comes back, with an application that runs."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agent.adapters.directory_slots import DirectorySlots
+from tests.agent.adapters.files_server import serving
+from tests.agent.test_runtime import Agent, an_app, at_work, lives
+from tests.waiting import until
+
+ROOT = Path(__file__).resolve().parents[2]
+KILLED_AT = (
+    1,
+    2,
+    4,
+    5,
+    7,
+    8,
+    10,
+    11,
+    13,
+    14,
+)  # renames of the loop: each durable step of record and slots is one
+
+
+@pytest.mark.slow
+def test_an_agent_killed_anywhere_comes_back(tmp_path: Path) -> None:
+    """Killed at ten points, then started again: the update succeeds, one application runs, both slots are whole."""
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed, so no agent is killed: apt-get install strace")
+    fired = 0
+    with serving() as files:
+        first = Agent(tmp_path / "first" / "state", files)
+        first.state.mkdir(parents=True)
+        with at_work(first):
+            first.order(10, an_app("1.0.0"))
+            assert first.outcome(10) == ("succeeded", None)
+        files.add(an_app("2.0.0"))
+        for point in KILLED_AT:
+            state = tmp_path / str(point) / "state"
+            shutil.copytree(first.state, state, symlinks=True)
+            fired += _killed(state, files.url, point)
+            _comes_back(state, files.url, point)
+    assert fired == len(KILLED_AT)
+
+
+def _command(state: Path, url: str) -> list[str]:
+    return [sys.executable, "-m", "tests.agent.agent_process", str(state), url]
+
+
+def _outcomes(state: Path) -> str:
+    path = state.parent / "outcomes"
+    return path.read_text() if path.exists() else ""
+
+
+def _killed(state: Path, url: str, point: int) -> bool:
+    """Run the agent until its kill, or until it has succeeded when the point is beyond its calls."""
+    names = "?rename,?renameat,?renameat2"
+    inject = ["-e", f"trace={names}", "-e", f"inject={names}:signal=KILL:when={point}"]
+    strace = ["strace", "-f", "-qq", "-o", "/dev/null", *inject]
+    with subprocess.Popen([*strace, *_command(state, url)], cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+        agent = until(lambda: _pid(state), "the agent's process id")
+        until(lambda: not lives(agent) or "20 succeeded" in _outcomes(state), f"the kill at {point}")
+        killed = not lives(agent)
+        if not killed:  # the point lies beyond the calls of this update: a kill after it, then
+            os.kill(agent, signal.SIGKILL)
+            until(lambda: not lives(agent), "the agent's end")
+        process.kill()  # it would go on to watch the application, which lives on
+    return killed
+
+
+def _pid(state: Path) -> int:
+    path = state.parent / "agent.pid"
+    return int(path.read_text() or 0) if path.exists() else 0
+
+
+def _comes_back(state: Path, url: str, point: int) -> None:
+    orphans = _applications(state)
+    (state.parent / "hellos").unlink(missing_ok=True)
+    with subprocess.Popen(_command(state, url), cwd=ROOT, stderr=subprocess.PIPE) as process:
+        try:
+            until((state.parent / "hellos").exists, f"a hello after the kill at {point}")
+            until(lambda: "20 succeeded" in _outcomes(state), f"the success after the kill at {point}")
+            table = DirectorySlots(state / "slots").probe()
+            assert (table.running.update, str(table.running.holds)) == ("contoso/app:2.0.0", "good"), point
+            assert table.booted == table.last_known_good
+            assert all(DirectorySlots(state / "slots").rehash(slot) for slot in ("A", "B"))
+            until(lambda: (state / "data" / "up").read_text() == "2.0.0", "version 2")
+            until(lambda: len(_applications(state)) == 1, f"one application after {point}; before: {orphans}")
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(20)
+    until(lambda: not _applications(state), "the end of the application")
+
+
+def _applications(state: Path) -> list[int]:
+    """The processes that run from this state's slots."""
+    wanted = f"LASTGOOD_DATA={state / 'data'}".encode()
+    found = []
+    for path in Path("/proc").iterdir():
+        if path.name.isdecimal() and lives(int(path.name)):
+            try:
+                ours = wanted in (path / "environ").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if ours and (path / "stat").read_text().rpartition(")")[2].split()[3] == path.name:
+                found.append(int(path.name))
+    return found
