@@ -21,15 +21,6 @@ from tests.cloud_stub.orchestrator.cloud_bench import START_MS, Cloud, accepted
 S = AssignmentState
 
 
-@pytest.fixture
-def cloud() -> Cloud:
-    """Return a cloud with two versions imported."""
-    made = Cloud()
-    made.update("acme/app:1.0")
-    made.update("acme/app:2.0")
-    return made
-
-
 def test_a_deployment_reaches_the_members_of_its_group_alone(cloud: Cloud) -> None:
     """Only the devices of the group are ordered to install, each under a growing epoch."""
     inside, outside = cloud.pi("a", "north"), cloud.pi("b", "south")

@@ -1,0 +1,15 @@
+"""Fixtures of the orchestrator's tests."""
+
+import pytest
+
+from tests.cloud_stub.orchestrator.cloud_bench import Cloud
+from tests.cloud_stub.orchestrator.rule_bench import V1, V2, V3
+
+
+@pytest.fixture
+def cloud() -> Cloud:
+    """Return a cloud with three versions imported."""
+    made = Cloud()
+    for name in (V1, V2, V3):
+        made.update(name)
+    return made
