@@ -178,7 +178,7 @@ class Runtime:
                     try:
                         self._records.save(effect.record)
                     except DeviceError as error:
-                        self._say(str(error))
+                        return SaveFailed(str(error))
                 case Publish():
                     if self._link is not None:
                         self._link.publish(effect.kind, effect.payload)

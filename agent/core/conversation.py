@@ -152,7 +152,7 @@ class Conversation:
 
         The number alone proves nothing: a disk that refused, or a copy that came back, can make it count twice.
         """
-        return ack.digest is not None and (ack.sequence, ack.digest) in (*self._told, (record.sequence, record.digest))
+        return (ack.sequence, ack.digest) in (*self._told, (record.sequence, record.digest))
 
     def look_up(self, now_ms: int) -> None:
         """When the hour after a refusal is over, try the whole state again."""

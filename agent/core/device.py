@@ -23,6 +23,7 @@ from agent.core.model import (
     Event,
     Finished,
     Holds,
+    Invalidate,
     Observed,
     Progressed,
     Publish,
@@ -40,6 +41,7 @@ from agent.core.restarts import Restarts
 from agent.core.resume import Evidence, evidence_of
 from agent.core.saving import Saves
 from agent.core.settings import Settings
+from agent.core.slots import invalidate
 from agent.core.status import sentence
 from agent.core.steps import Acts, Ask, Conclude, Facts, Happening, Reply, Wait, runs_committed
 from agent.core.trying import is_committing
@@ -394,6 +396,10 @@ class Device:
                     self._work_due = None if act.delay_ms is None else self._now + act.delay_ms
                 case Ask():
                     self._talk.ask(self._now, addresses=act.addresses)
+                case Invalidate():
+                    # Distrusted from now on, though the backend's word is still to come: never flip to it meanwhile.
+                    self._slots = invalidate(self.slots, act.slot, act.reason)
+                    self._effects.append(act)
                 case _:
                     self._effects.append(act)
 

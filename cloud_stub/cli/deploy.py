@@ -1,5 +1,6 @@
 """`lastgood deploy`: plan, create, list, show, watch, cancel and retry deployments."""
 
+import sys
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -8,7 +9,7 @@ import click
 from cloud_stub.cli.client import Cloud, segment
 from cloud_stub.cli.device import outcome
 from cloud_stub.cli.options import Duration, cloud_options, json_option, start_of
-from cloud_stub.cli.output import instant, names, say_facts, say_json, say_table
+from cloud_stub.cli.output import counted, instant, names, say_facts, say_json, say_table
 from cloud_stub.cli.watching import watch_deployment
 
 STATES: Final = ("scheduled", "active", "superseded", "canceled", "rolled_back")
@@ -71,7 +72,7 @@ def plan(cloud: Cloud, as_json: bool, **options: Any) -> None:
 @cloud_options
 def create(cloud: Cloud, as_json: bool, yes: bool, **options: Any) -> None:
     """Offer UPDATE to GROUP: shows the plan, asks once, and creates exactly what was shown."""
-    if not yes and (as_json or not click.get_text_stream("stdin").isatty()):
+    if not yes and (as_json or not sys.stdin.isatty()):
         raise click.UsageError(
             "There is nobody to ask here; look with `lastgood deploy plan`, and create with --yes."
         )
@@ -185,7 +186,9 @@ def retry(cloud: Cloud, deployment: str, devices: tuple[str, ...], as_json: bool
     if as_json:
         say_json(row)
     else:
-        click.echo(f"{row['retried']} devices try again. Follow it with:  lastgood deploy watch {deployment}")
+        click.echo(
+            f"{counted(row['retried'], 'new attempt')}. Follow with:  lastgood deploy watch {deployment}"
+        )
 
 
 @deploy.command()
@@ -208,7 +211,7 @@ def resume(cloud: Cloud, yes: bool, as_json: bool) -> None:
     if as_json:
         say_json(found)
     else:
-        click.echo(f"{found['resumed']} devices are ordered anew.")
+        click.echo(f"New orders for {counted(found['resumed'], 'device')}.")
 
 
 def _draft(cloud: Cloud, options: dict[str, Any]) -> dict[str, Any]:
@@ -245,10 +248,10 @@ def _draft(cloud: Cloud, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _say_plan(found: Any) -> None:
-    unknown = f", {found['unknown_class']} have not reported yet" if found["unknown_class"] else ""
+    unknown = f", {found['unknown_class']} not reported yet" if found["unknown_class"] else ""
     say_facts(
         (
-            ("group", f"{found['group']}: {found['members']} devices{unknown}"),
+            ("group", f"{found['group']}: {counted(found['members'], 'device')}{unknown}"),
             ("update", names(found["updates"])),
             ("would be updated", found["to_update"]),
             ("run it already", found["already_there"]),

@@ -43,7 +43,7 @@ def show(cloud: Cloud, name: str, as_json: bool) -> None:
     say_facts(
         (
             ("group", row["group"]),
-            ("devices", f"{row['members']}, {row['online']} online"),
+            ("devices", f"{row['members']}, of which {row['online']} online"),
             ("runs", _runs(row)),
             ("active deployment", _active(row) or "none"),
         )

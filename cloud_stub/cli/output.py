@@ -67,6 +67,11 @@ def size(count: int) -> str:
     )
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: `1 device`, `2 devices`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def names(refs: Iterable[Any]) -> str:
     """Return the names of updates."""
     return ", ".join(ref["update"] for ref in refs)

@@ -8,7 +8,7 @@ import click
 
 from cloud_stub.cli.client import Cloud, UploadFiles
 from cloud_stub.cli.options import cloud_options, json_option
-from cloud_stub.cli.output import console, instant, say_facts, say_json, say_table, size
+from cloud_stub.cli.output import console, counted, instant, say_facts, say_json, say_table, size
 from cloud_stub.cli.packing import pack as pack_folder
 from cloud_stub.core.packing import archive_manifest, compatibility_of
 from protocol.errors import OperatorError
@@ -96,7 +96,9 @@ def import_(cloud: Cloud, manifest_path: Path, folder: Path | None, as_json: boo
     if as_json:
         say_json(row)
     else:
-        click.echo(f"{row['update']} is imported: {len(row['files'])} files, {size(row['bytes_total'])}.")
+        click.echo(
+            f"{row['update']} is imported: {counted(len(row['files']), 'file')}, {size(row['bytes_total'])}."
+        )
 
 
 @update.command("list")

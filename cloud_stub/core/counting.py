@@ -4,7 +4,8 @@ Counters change by a row's old → new transition and by nothing else (R14), so 
 reports change nothing they should not. It judges nothing (`policy.py` does).
 """
 
-from dataclasses import astuple
+from dataclasses import fields
+from operator import attrgetter
 from typing import Final
 
 from cloud_stub.core.rows import AssignmentRow, AssignmentState, Tally
@@ -13,6 +14,10 @@ _S = AssignmentState
 VERDICTS: Final = frozenset({_S.SUCCEEDED, _S.FAILED})
 OPEN: Final = frozenset({_S.PENDING, _S.WORKING})
 OUTSIDE: Final = frozenset({_S.INCOMPATIBLE, _S.UNPROTECTED, _S.DROPPED})  # in no denominator
+
+_numbers: Final = attrgetter(*(field.name for field in fields(Tally)))  # what `astuple` copies in depth
+
+_counted_by: Final = attrgetter("state", "already_there", "counted", "suspended", "moved_on")
 
 
 def counts_against(row: AssignmentRow) -> bool:
@@ -39,9 +44,12 @@ def contribution(row: AssignmentRow | None) -> Tally:
     )
 
 
+def counts_alike(one: AssignmentRow, other: AssignmentRow) -> bool:
+    """Return whether two rows surely add the same to a tally; what does not count is not looked at."""
+    return _counted_by(one) == _counted_by(other)
+
+
 def changed(tally: Tally, old: AssignmentRow | None, new: AssignmentRow) -> Tally:
     """Return the tally after one row went from `old` to `new`."""
-    minus, plus = astuple(contribution(old)), astuple(contribution(new))
-    return Tally(
-        *(now - before + after for now, before, after in zip(astuple(tally), minus, plus, strict=True))
-    )
+    numbers = zip(_numbers(tally), _numbers(contribution(old)), _numbers(contribution(new)), strict=True)
+    return Tally(*(now - before + after for now, before, after in numbers))

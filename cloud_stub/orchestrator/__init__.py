@@ -24,6 +24,7 @@ from cloud_stub.core.commands import (
 from cloud_stub.orchestrator import catalog, deployments, enrolment, reports
 from cloud_stub.orchestrator.clock import Observed
 from cloud_stub.orchestrator.outbox import Outbox
+from cloud_stub.orchestrator.reports import Read
 from cloud_stub.orchestrator.turn import Turn
 from cloud_stub.orchestrator.values import (
     PRESENCE_SWEEP_MS,
@@ -39,7 +40,7 @@ from cloud_stub.orchestrator.values import (
 )
 from cloud_stub.ports import Store, Unit
 from protocol.errors import LastgoodError, MessageRefused, ServiceError
-from protocol.messages import Gone, Hello, Progress, State
+from protocol.messages import Gone, Hello, Message, Progress, State
 
 __all__ = [
     "Asked",
@@ -83,11 +84,13 @@ class Orchestrator:
         Raises:
             ServiceError: the database refused; nothing of the batch happened.
         """
+        read = [_read(item) for item in inputs]  # before the transaction: others may write meanwhile
         try:
             with self._store.transaction() as unit:
                 turn = self._turn(unit, now)
-                for item in inputs:
-                    self._one(turn, item, now)
+                reports.look_ahead(unit, inputs, read)
+                for item, said in zip(inputs, read, strict=True):
+                    self._one(turn, item, said, now)
                 self._outbox.decide_and_send(turn)
         except ServiceError as error:
             for item in inputs:
@@ -105,12 +108,12 @@ class Orchestrator:
         observed_ms = self._observed.at(unit, now)
         return Turn(unit, now.wall_ms, observed_ms, self._chance, self._settings, deployments.trip)
 
-    def _one(self, turn: Turn, item: Input, now: Now) -> None:
+    def _one(self, turn: Turn, item: Input, said: Read, now: Now) -> None:
         """Handle one input; what it published and put is undone when it is refused."""
         published = len(turn.publishes)
         try:
             with turn.unit.savepoint():
-                self._dispatch(turn, item, now)
+                self._dispatch(turn, item, said, now)
         except MessageRefused as error:
             del turn.publishes[published:]
             self._refuse(turn, item, error)
@@ -128,10 +131,10 @@ class Orchestrator:
                     f"The cloud failed to do this; its log has the details ({error!r})."
                 )
 
-    def _dispatch(self, turn: Turn, item: Input, now: Now) -> None:
+    def _dispatch(self, turn: Turn, item: Input, said: Read, now: Now) -> None:
         match item:
             case Delivered():
-                self._delivered(turn, item, now)
+                self._delivered(turn, item, said, now)
             case Asked():
                 item.reply.result = _carry_out(turn, item.command, item.who)
             case Sent():
@@ -143,8 +146,9 @@ class Orchestrator:
             case Ticked():
                 self._tick(turn, now)
 
-    def _delivered(self, turn: Turn, item: Delivered, now: Now) -> None:
-        said = reports.read(item.kind, item.payload)
+    def _delivered(self, turn: Turn, item: Delivered, said: Read, now: Now) -> None:
+        if not isinstance(said, Message):
+            raise said or LookupError("a message that was not read")
         if said.device != item.device:
             raise MessageRefused(
                 "other_device", f"A message of {item.device} names the device {said.device!r}."
@@ -192,6 +196,16 @@ class Orchestrator:
             device = turn.unit.device(item.device)
             if device is not None and item.kind.value == "state":
                 reports.refused(turn, self._outbox, device, error)
+
+
+def _read(item: Input) -> Read:
+    """Return what a message says, or the error to be raised when its turn comes; None for other inputs."""
+    if not isinstance(item, Delivered):
+        return None
+    try:
+        return reports.read(item.kind, item.payload)
+    except Exception as error:  # noqa: BLE001 - raised in its turn, so that it does not take the batch with it
+        return error
 
 
 def _carry_out(turn: Turn, command: Command, who: str) -> object:

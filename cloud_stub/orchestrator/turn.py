@@ -43,10 +43,10 @@ class Turn:
 
     def save(self, old: AssignmentRow | None, new: AssignmentRow) -> None:
         """Put an assignment, and carry its transition into the tally and the policy."""
-        if new == old:
+        if new is old or new == old:
             return
         self.unit.put_assignment(new)
-        if counting.contribution(old) == counting.contribution(new):
+        if old is not None and counting.counts_alike(old, new):
             return
         deployment = self.deployment(new.deployment)
         deployment = replace(deployment, tally=counting.changed(deployment.tally, old, new))

@@ -189,6 +189,7 @@ class Connection:
     async def close(self) -> None:
         """Say that we go, send DISCONNECT, and wait until the broker has it: its will is then not sent."""
         self._closed = asyncio.Event()
+        self._leave_scouting()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -210,6 +211,7 @@ class Connection:
 
     def cut(self) -> None:
         """Break the connection and stay away, until `open`."""
+        self._leave_scouting()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -229,6 +231,11 @@ class Connection:
             self.drop()
             return
         client.loop_misc()
+
+    def _leave_scouting(self) -> None:
+        """Let the others find out the version, when this one goes before it has."""
+        if self._hub.scout is self:
+            self._hub.settled.set()
 
     # --- connecting --------------------------------------------------------------------------------------------
 
@@ -380,11 +387,14 @@ class Connection:
         was_up, self._granted = self._granted, False
         if was_up:
             self.on_down()
+        elif self._version != self._hub.version and self._failures == 0:
+            self._failures = 1
+            self._retry()  # the broker is there, and only speaks the other version
+            return
         else:
             self._hub.refusals += 1
-            if not self._hub.settled.is_set() and self._version == self._hub.version:
+            if not self._hub.settled.is_set():
                 self._other_version()  # it hung up without an answer: so do brokers that do not know MQTT 5
-                self._failures = 0 if self._failures == 0 else self._failures
         self._again()
 
     def _other_version(self) -> None:

@@ -1,6 +1,6 @@
 """A timer wheel: visits every connection once in a turn, a few at a time, for keepalives and stuck handshakes.
 
-One timer for each connection would cost more than the connections; it keeps no promise sharper than `TURN_S`.
+One timer for each connection would cost more than the connections; it keeps no promise sharper than its turn.
 """
 
 import asyncio
@@ -20,7 +20,8 @@ class Visited(Protocol):
 class Wheel:
     """Visits what was added, until it is removed; runs on the loop of the thread that started it."""
 
-    def __init__(self) -> None:
+    def __init__(self, turn_s: float = TURN_S) -> None:
+        self._visit_s = turn_s / BUCKETS
         self._buckets: list[set[Visited]] = [set() for _ in range(BUCKETS)]
         self._place: dict[Visited, int] = {}
         self._next_place = 0
@@ -29,7 +30,7 @@ class Wheel:
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to turn."""
-        self._timer = loop.call_later(TURN_S / BUCKETS, self._visit, loop)
+        self._timer = loop.call_later(self._visit_s, self._visit, loop)
 
     def stop(self) -> None:
         """Stop turning."""
@@ -51,7 +52,7 @@ class Wheel:
             self._buckets[place].discard(what)
 
     def _visit(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._timer = loop.call_later(TURN_S / BUCKETS, self._visit, loop)
+        self._timer = loop.call_later(self._visit_s, self._visit, loop)
         for what in tuple(self._buckets[self._next_visit]):
             what.look_after()
         self._next_visit = (self._next_visit + 1) % BUCKETS

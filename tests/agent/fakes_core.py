@@ -20,6 +20,7 @@ from agent.core.model import (
     Effect,
     Event,
     Finished,
+    Holds,
     Install,
     Invalidate,
     Observed,
@@ -280,7 +281,8 @@ def _install(rig: Rig, effect: Install) -> Event:
 
 
 def _rehash(rig: Rig, effect: Rehash) -> Event:
-    return Finished(effect.tag, E.REHASHED, slots=rig.slots)
+    whole = rig.slots.slots[effect.slot].holds in {Holds.SEALED, Holds.GOOD}
+    return Finished(effect.tag, E.REHASHED if whole else E.VERIFY_FAILED, slots=rig.slots)
 
 
 def _activate(rig: Rig, effect: Activate) -> Event:

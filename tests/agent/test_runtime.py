@@ -245,7 +245,7 @@ def test_bad_input_leaves_the_running_slot_untouched(agent: Agent, wrong: str, r
 
 
 def test_a_full_disk_leaves_the_running_slot_untouched(agent: Agent) -> None:
-    """The disk takes no more while downloading: `no_space`, version 1 runs on, and with space the next order succeeds."""
+    """The disk takes no more while downloading: `no_space`, version 1 runs on, and with space it goes well."""
     with at_work(agent):
         agent.order(10, an_app("1.0.0"))
         assert agent.outcome(10) == ("succeeded", None)

@@ -20,7 +20,7 @@ def scenario() -> Scenario:
     return read_scenario(PATH.read_text(), PATH.name)
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_after_the_storm_everything_converges(scenario: Scenario, seed: int) -> None:
     """Whatever was lost, each device ends on version 1, the cloud knows it, and no invariant broke on the way."""
     run = VirtualWorld(scenario, seed).run()

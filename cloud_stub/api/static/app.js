@@ -10,6 +10,7 @@ let source = null, looking = false, dirty = false;
 async function look() {
   if (looking) { dirty = true; return; }
   looking = true;
+  const began = performance.now();
   try {
     const answer = await fetch(location.href, { headers: { Accept: "text/html" }, redirect: "manual" });
     if (answer.ok) {
@@ -17,7 +18,8 @@ async function look() {
       if (fresh) morph(live, fresh);
     } else if (answer.type === "opaqueredirect") { location.reload(); } // signed out
   } catch { /* the stream comes back by itself, and looks again */ }
-  setTimeout(() => { looking = false; if (dirty) { dirty = false; look(); } }, PAUSE_MS);
+  const pause = Math.max(PAUSE_MS, 8 * (performance.now() - began)); // a busy cloud is asked less often
+  setTimeout(() => { looking = false; if (dirty) { dirty = false; look(); } }, pause);
 }
 
 // Makes `old` like `fresh` in place, so that bars glide, and focus and selections stay.

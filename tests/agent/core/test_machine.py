@@ -248,8 +248,8 @@ def _key(outcome: Any) -> Key:
 
 
 Walk.TestCase.settings = settings(
-    max_examples=4000,
-    stateful_step_count=80,
+    max_examples=40,
+    stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )

@@ -123,14 +123,16 @@ def test_R7_outcomes_travel_until_an_acknowledgement_covers_the_state_that_carri
     """An acknowledgement of an older sequence keeps them on the disk."""
     rig = acknowledged_rig()
     rig.first_order(an_order(10, a_manifest("1.0")))
-    first = rig.device.record.outcomes[0][0]
+    first, told = rig.device.record.outcomes[0][0], rig.states[-1]
     assert first == rig.states[-1].sequence == rig.device.record.sequence
     rig.ack(sequence=first - 1)
     assert rig.outcomes
     assert rig.record.outcomes
     rig.do(Described(rig.properties, {"group": "hall-9"}))
     assert [outcome.deployment for outcome in rig.states[-1].outcomes] == ["d10"]
-    rig.ack(sequence=first)
+    rig.ack(sequence=first, digest="0" * 64)
+    assert rig.outcomes, "the cloud holds something else under that number"
+    rig.ack(sequence=first, digest=told.digest)
     assert rig.outcomes == []
     assert rig.record.outcomes == ()
 

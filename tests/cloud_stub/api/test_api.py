@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
-from cloud_stub.core.rows import AssignmentState
+from cloud_stub.core.rows import AssignmentState, DeviceRow
 from protocol.outcomes import Party, Reason
 from tests.cloud_stub.api import samples
 from tests.cloud_stub.api.conftest import Caller, client_of
@@ -217,6 +217,11 @@ def test_a_deployment_is_settled_when_every_member_has_a_verdict(
     assert (row["settled"], row["headline"]) == (True, "Settled: 3 devices run it.")
     samples.settle(service, made.id, ids[:1], AssignmentState.WORKING)
     assert admin.get(f"{API}/deployments/{made.id}").json()["settled"] is False
+    samples.settle(service, made.id, ids[:1], AssignmentState.SUCCEEDED)
+    with service.rows() as unit:
+        unit.put_device(DeviceRow("newcomer", 0, group="north", group_override="north"))
+    row = admin.get(f"{API}/deployments/{made.id}").json()
+    assert (row["settled"], row["headline"]) == (False, "3 devices run it, 1 not begun.")
 
 
 def test_cancel_and_retry(admin: Caller, service: DirectService) -> None:

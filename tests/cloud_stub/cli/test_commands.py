@@ -166,7 +166,7 @@ def test_retry_and_cancel(ask: Run, ids: list[str], service: DirectService) -> N
     samples.deployed(service, "north", back=None)
     failed = AssignmentState.FAILED
     samples.settle(service, "d1", ids[:3], failed, reason=Reason.NETWORK, party=Party.NETWORK)
-    assert "1 devices try again" in ask("deploy", "retry", "d1", "--device", ids[0]).out
+    assert "1 new attempt." in ask("deploy", "retry", "d1", "--device", ids[0]).out
     assert ask("deploy", "retry", "d1", "--json").json == {"retried": 2}
     assert "is canceled" in ask("deploy", "cancel", "d1").out
     assert ask("deploy", "cancel", "d1").code == 1
@@ -219,7 +219,7 @@ def test_resume_lists_and_goes_on(ask: Run, ids: list[str], service: DirectServi
         unit.put_note("restored", "1")
     resumed = ask("deploy", "resume", "--yes")
     assert samples.TWO in resumed.out
-    assert "20 devices are ordered anew." in resumed.out
+    assert "New orders for 20 devices." in resumed.out
 
 
 def test_no_cloud_is_said_with_what_to_do(run: Run, tmp_path: Path) -> None:

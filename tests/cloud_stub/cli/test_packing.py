@@ -85,7 +85,7 @@ def test_what_is_no_content_is_refused(folder: Path, tmp_path: Path) -> None:
             pack(folder, tmp_path / "1.tar")
     (tmp_path / "empty").mkdir()
     for wrong in (tmp_path / "empty", tmp_path / "missing", folder / "data.txt"):
-        with pytest.raises(OperatorError, match="empty|not a folder"):
+        with pytest.raises(OperatorError, match=r"empty|not a folder"):
             pack(wrong, tmp_path / "1.tar")
 
 

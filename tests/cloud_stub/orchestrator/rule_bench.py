@@ -25,6 +25,7 @@ def fail(cloud: Cloud, *pis: Pi) -> None:
 
 
 def sha256_of(cloud: Cloud, name: str) -> str:
+    """Return the identity of an imported update."""
     with cloud.store.read() as reader:
         row = reader.update(name)
     assert row is not None

@@ -4,6 +4,7 @@ import queue
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,8 @@ class Place:
             member.id: f"token-of-{member.id}" for member in self.members
         }
         accounts = {name: hash_password(token, b"salt-of-test") for name, token in names.items()}
-        self.broker = start_broker(engine, folder, accounts=accounts, say=lambda _: None)
+        self._start = partial(start_broker, engine, folder, accounts=accounts, say=lambda _: None)
+        self.broker = self._start()
         self.ear = Ear(self.broker)
         self.pem = DirectorKey(Ed25519PrivateKey.generate()).public_pem
 
@@ -98,6 +100,14 @@ class Place:
     def fleet(self) -> LiveFleet:
         """Return a fleet that is not started."""
         return LiveFleet(FleetOptions(1, Model(100, 0.3, 100, 0.3, 100, {}), Settings()))
+
+    def restart_broker(self) -> None:
+        """End the broker, and start another one where it was."""
+        port = self.broker.port
+        self.ear.close()
+        self.broker.stop()
+        self.broker = self._start(port=port)
+        self.ear = Ear(self.broker)
 
     def close(self) -> None:
         """End all of it."""
@@ -139,6 +149,7 @@ def test_a_fleet_says_hello_answers_a_sync_and_leaves_without_wills(place: Place
         )
         assert all(sight.online for sight in fleet.sights().values())
         assert fleet.figures().connects == DEVICES
+        assert fleet.figures().refusals == 0  # finding out which MQTT the broker speaks is none
         assert fleet.stop() == 0
     place.ear.until(lambda heard: len(said(heard, Kind.GONE)) == DEVICES)
     place.ear.client.publish(TOPICS.build(Kind.HELLO, "the-end"), b"", 1)
@@ -172,6 +183,17 @@ def test_a_device_without_power_is_away_until_it_has_it_again(place: Place) -> N
         fleet.give_power("v-000")
         place.ear.until(lambda heard: bool(said(heard, Kind.HELLO)))
         assert read(Hello, said(place.ear.all, Kind.HELLO)["v-000"][0]).instance == before.instance
+
+
+def test_a_fleet_comes_back_after_its_broker_was_restarted(place: Place) -> None:
+    """Every connection was lost at once; each device comes back by itself and says hello to the new broker."""
+    with place.fleet() as fleet:
+        fleet.add(place.join(member) for member in place.members)
+        place.ear.until(lambda heard: len(said(heard, Kind.HELLO)) == DEVICES)
+        place.restart_broker()
+        place.ear.until(lambda heard: len(said(heard, Kind.HELLO)) == DEVICES)
+        assert all(sight.online for sight in fleet.sights().values())
+        assert fleet.figures().connects == 2 * DEVICES
 
 
 def test_a_wrong_token_is_told_and_stops_nobody_else(place: Place) -> None:

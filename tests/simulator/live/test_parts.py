@@ -1,0 +1,75 @@
+"""The small parts of the live world: addresses, the timer wheel, and how a fleet is shown."""
+
+import asyncio
+from typing import ClassVar
+
+import pytest
+
+from protocol.errors import OperatorError
+from simulator.core.facts import DeviceSight
+from simulator.live.connection import SOURCES, address_of, source_for
+from simulator.live.show import lines_of, summary
+from simulator.live.wheel import Wheel
+
+SIGHTS = {
+    "k-1": DeviceSight("kitchen", "acme/app:1.0", True, True),
+    "k-2": DeviceSight("kitchen", None, False, True, "downloading"),
+    "g-1": DeviceSight("garage", "acme/app:1.0", True, True),
+}
+
+
+def test_a_brokers_address_is_read_and_anything_else_refused() -> None:
+    """TLS is refused with its reason, since a fleet's handshakes would be all that is measured."""
+    assert address_of("mqtt://127.0.0.1:2883") == ("127.0.0.1", 2883)
+    assert address_of("mqtt://broker.example") == ("broker.example", 1883)
+    for url, said in (("mqtts://h:1", "TLS"), ("http://h:1", "mqtt://"), ("mqtt://h:notaport", "mqtt://")):
+        with pytest.raises(OperatorError, match=said):
+            address_of(url)
+
+
+def test_a_large_fleet_on_loopback_connects_from_several_addresses() -> None:
+    """One source address has too few ports; a broker elsewhere is left to its own routes."""
+    assert source_for("127.0.0.1", 5, 20_000) is None
+    assert {source_for("127.0.0.1", index, 20_001) for index in range(100)} == set(SOURCES)
+    assert source_for("192.0.2.1", 5, 50_000) is None
+
+
+def test_the_wheel_visits_everybody_once_in_a_turn() -> None:
+    """What was removed is visited no more."""
+
+    class Seen:
+        visited: ClassVar[list["Seen"]] = []
+        done = asyncio.Event()
+
+        def __init__(self) -> None:
+            self.visits = 0
+
+        def look_after(self) -> None:
+            self.visits += 1
+            if min(each.visits for each in self.visited) == 3:
+                self.done.set()
+
+    async def turn() -> list[int]:
+        wheel, removed = Wheel(turn_s=0.1), Seen()
+        Seen.visited = [Seen() for _ in range(100)]
+        for each in (removed, *Seen.visited):
+            wheel.add(each)
+        wheel.remove(removed)
+        wheel.start(asyncio.get_running_loop())
+        async with asyncio.timeout(20):
+            await Seen.done.wait()
+        wheel.stop()
+        return [removed.visits, *(each.visits for each in Seen.visited)]
+
+    visits = asyncio.run(turn())
+    assert visits[0] == 0
+    assert max(visits) - min(visits[1:]) <= 1
+
+
+def test_a_fleet_is_shown_by_group() -> None:
+    """Online, what they run, and who is at work."""
+    assert lines_of(SIGHTS) == [
+        ("garage", 1, 1, "1 acme/app:1.0", "idle"),
+        ("kitchen", 2, 1, "1 acme/app:1.0; 1 nothing", "1 downloading"),
+    ]
+    assert summary(SIGHTS).endswith("kitchen 1/2 online, 1 acme/app:1.0; 1 nothing (1 downloading)")
