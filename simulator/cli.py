@@ -162,7 +162,7 @@ def _live(scenario: Scenario, options: Options, console: Console) -> Ending:
         play = Play(scenario, stage, time.monotonic(), display.say)
         display.say(f"{stage.arrive()} devices arrive")
         while not play.advance(time.monotonic()):
-            display.update(fleet.sights(), play.waits_for)
+            display.update(fleet.sights(), play.waits_for, fleet.figures().said)
             time.sleep(LOOK_S)
         sights, figures = fleet.sights(), fleet.figures()
         left = fleet.stop()

@@ -134,11 +134,11 @@ class MqttLink:
                 wait_s = self._chance.uniform() * self._spread_s
             else:
                 failures += 1
-                self._tell(f"The broker {self._broker.url} {why}; trying again.")
                 if session.wants_other_version and not self._version_is_known:
                     self._version = paho.MQTTv311 if self._version == paho.MQTTv5 else paho.MQTTv5
                     if failures == 1:
-                        continue  # the broker is there, and only speaks the older version
+                        continue  # the broker is there, and only speaks the older version: no news for people
+                self._tell(f"The broker {self._broker.url} {why}; trying again.")
                 most_s = min(WAIT_MOST_S, WAIT_FIRST_S * 2 ** min(failures, 10))
                 wait_s = WAIT_FIRST_S + self._chance.uniform() * (most_s - WAIT_FIRST_S)
             self._closing.wait(wait_s)
@@ -242,7 +242,8 @@ class _Session:
             self.wants_other_version = (
                 code.value == 132
             )  # unsupported protocol version, in both versions of MQTT here
-            self._why = f"refused the connection ({code}): is the token this device's?"
+            hint = "" if self.wants_other_version else ": is the token this device's?"
+            self._why = f"refused the connection ({code}){hint}"
             client.disconnect()
             return
         filters = self._topics.read_by_device(self._broker.device)

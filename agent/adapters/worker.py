@@ -226,7 +226,10 @@ class Worker:
         if booted != effect.slot:
             self._done(effect.tag, E.FELL_BACK, f"Slot {booted} is booted, not slot {effect.slot}.")
         elif not slots.count_start(effect.slot):
-            self._done(effect.tag, E.STARTS_EXHAUSTED, f"Slot {effect.slot} has no start left.")
+            ended = self._ports.application.ended() or ""  # how the last start went says more than the count
+            self._done(
+                effect.tag, E.STARTS_EXHAUSTED, f"Slot {effect.slot} has no start left. {ended}".strip()
+            )
         else:
             self._run(effect.slot)
             self._done(effect.tag, E.STARTED)

@@ -100,7 +100,11 @@ def headline(row: DeploymentRow, retrying: int, undecided: int) -> str:
     begun = tally.working + tally.succeeded + tally.failed + tally.canceled
     if row.state is DeploymentState.ACTIVE and not begun + tally.pending + undecided:
         return "No device that it fits is in the group yet."
-    parts = [f"{_devices(tally.succeeded)} run{'s' if tally.succeeded == 1 else ''} it"]
+    runs = "runs" if tally.succeeded == 1 else "run"
+    verb = (
+        runs if row.state is DeploymentState.ACTIVE else "committed"
+    )  # what they run now is another deployment's affair
+    parts = [f"{_devices(tally.succeeded)} {verb} it"]
     if tally.already_there:
         parts[0] += f" ({tally.already_there} did before)"
     rest = (

@@ -4,7 +4,7 @@ The outbox is the device row: `epoch > published_epoch` means that an order is t
 decides no order by itself (`core/offers.py` does), and signs when sending, never in bulk within a trip.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from cloud_stub.core import offers
@@ -41,7 +41,9 @@ class Outbox:
 
     def decide_and_send(self, turn: Turn) -> None:
         """Decide stale orders, and send what devices that are online have not been sent; some of each in one turn."""
-        for device in turn.unit.stale(TURN_ROWS_MAX):
+        stale = turn.unit.stale(TURN_ROWS_MAX)
+        _look_ahead(turn, stale)
+        for device in stale:
             self.decided(turn, device)
         for device in turn.unit.unpublished(TURN_ROWS_MAX):
             self.send_order(turn, device, nonce=None)
@@ -66,6 +68,7 @@ class Outbox:
             allow_downgrade=device.order_downgrade,
         )
         envelope = self._director.sign(messages.write(order))
+        turn.ordered.add(device.id)
         turn.publishes.append(
             self._publish(Kind.DESIRED, device.id, envelope, order=(device.id, device.epoch))
         )
@@ -138,6 +141,15 @@ class Outbox:
         self, kind: Kind, device: str, payload: bytes, order: tuple[str, int] | None = None
     ) -> Publish:
         return Publish(kind, device, self._topics.build(kind, device), payload, RULES[kind].qos, order)
+
+
+def _look_ahead(turn: Turn, stale: Sequence[DeviceRow]) -> None:
+    """Read in one statement the assignments that deciding these orders will ask for."""
+    active = {group: turn.unit.active(group) for group in {device.group for device in stale}}
+    keys = {(row.id, device.id) for device in stale if (row := active[device.group]) is not None}
+    keys |= {(device.order_deployment, device.id) for device in stale if device.order_deployment is not None}
+    if keys:
+        turn.unit.assignments(sorted(keys))
 
 
 def _last(turn: Turn, device: DeviceRow, mine: AssignmentRow | None) -> AssignmentRow | None:

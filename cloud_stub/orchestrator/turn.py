@@ -39,6 +39,7 @@ class Turn:
     trip: "Callable[[Turn, DeploymentRow, Policy, int, int], None]"
     publishes: list[Publish] = field(default_factory=list)
     accounts_changed: bool = False
+    ordered: set[str] = field(default_factory=set)  # devices that were sent their order in this turn
     _classes: dict[str, Sequence[GroupCount]] = field(default_factory=dict)
 
     def save(self, old: AssignmentRow | None, new: AssignmentRow) -> None:

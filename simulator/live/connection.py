@@ -87,14 +87,14 @@ def address_of(url: str) -> tuple[str, int]:
     """
     try:
         parts = urlsplit(url)
-        port = parts.port or 1883
+        port = 1883 if parts.port is None else parts.port
     except ValueError:
         parts, port = urlsplit(""), 0
     if parts.scheme == "mqtts":
         raise OperatorError(
             f"The broker {url} asks for TLS; a simulated fleet connects with tokens over mqtt:// only."
         )
-    if parts.scheme != "mqtt" or not parts.hostname:
+    if parts.scheme != "mqtt" or not parts.hostname or not port:
         raise OperatorError(f"{url!r} is not a broker's address: it is written mqtt://HOST:PORT.")
     return parts.hostname, port
 
@@ -252,7 +252,8 @@ class Connection:
         except Ends:
             return
         except OSError as error:
-            hub.said = f"the broker cannot be reached ({error.strerror or error})"
+            hub.refusals += 1
+            hub.said = f"the broker cannot be reached ({error.strerror or repr(error)})"
             self._again()
 
     async def _open_socket(self) -> None:

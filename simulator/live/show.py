@@ -76,13 +76,15 @@ class Display:
         """Print a line that stays."""
         self._console.print(Text(f"{time.monotonic() - self._began:7.1f} s  {sentence}"), soft_wrap=True)
 
-    def update(self, sights: Mapping[str, DeviceSight], waits_for: str) -> None:
-        """Show the fleet as it is now."""
+    def update(self, sights: Mapping[str, DeviceSight], waits_for: str, trouble: str) -> None:
+        """Show the fleet as it is now; `trouble` is why a connection was not made, while some are not online."""
+        trouble = "" if all(sight.online for sight in sights.values()) else trouble
         if self._live is not None:
-            self._live.update(table(sights, f"waits for: {waits_for.removeprefix('wait for ')}"))
+            below = f"waits for: {waits_for.removeprefix('wait for ')}"
+            self._live.update(table(sights, f"{below}\n{trouble}" if trouble else below))
             return
         now = time.monotonic()
-        line = summary(sights)
+        line = summary(sights) + (f" · {trouble}" if trouble else "")
         if now - self._shown_at >= LINE_EVERY_S and line != self._last:
             self._shown_at, self._last = now, line
             self.say(line)

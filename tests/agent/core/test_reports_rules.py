@@ -98,6 +98,8 @@ def test_R6_refused_makes_the_minimal_state_once_and_then_hourly() -> None:
     assert (minimal.tags, minimal.slots, minimal.running is None) == ({}, {}, False)
     rig.ack(refused="still")
     count, refused_at = len(rig.states), rig.now_ms
+    rig.first_order(an_order(10, a_manifest("1.0")))
+    assert len(rig.states) == count, "what is new waits for the hour too"
     while len(rig.states) == count:
         rig.tick()
     assert rig.now_ms - refused_at >= HOUR

@@ -70,6 +70,10 @@ def test_R4_it_asks_again_on_reconnect_and_with_back_off_and_only_this_connectio
     assert rig.device.due() is None
     rig.connect()
     rig.ack(nonce=before)
+    assert rig.device.workflow.state is S.READY
+    before = rig.hellos[-1].nonce
+    rig.connect()  # a takeover: the end of the old connection was never told
+    rig.ack(nonce=before)
     assert rig.state is S.READY
     rig.ack(nonce=rig.hellos[-1].nonce)
     assert rig.device.workflow.state is S.SWITCHING
@@ -159,15 +163,19 @@ def test_R11_past_its_limit_the_trial_reverts_and_the_old_slot_says_whose_fault_
         rig.tick()
     assert rig.now_ms - started == 30 * MINUTE
     rig.perform(rig.next(Revert))
-    assert rig.state is S.IDLE
+    assert rig.device.workflow.state is S.IDLE
+    reverted_at = rig.now_ms
     rig.tick(old_slot_needs_ms)
     rig.sent.clear()
     rig.connect()
-    assert not [state for state in rig.states[-1:] if state.outcomes], "held back until the time is known"
+    count = len(rig.states)
+    while len(rig.states) == count:
+        rig.tick(1_000)
+    assert rig.states[-1].outcomes == (), "held back until the time is known"
     rig.answer_hello()
     outcome = rig.states[-1].outcomes[-1]
     assert outcome.reason is Reason.CLOUD_UNREACHABLE
-    assert (outcome.reach_ms, outcome.reach_limit_ms) == (old_slot_needs_ms, 30 * MINUTE)
+    assert (outcome.reach_ms, outcome.reach_limit_ms) == (rig.now_ms - reverted_at, 30 * MINUTE)
     assert (
         fault_of(
             outcome.reason, outcome.phase, reach_ms=outcome.reach_ms, reach_limit_ms=outcome.reach_limit_ms
@@ -350,6 +358,18 @@ def test_R25_a_decayed_slot_is_marked_bad_and_downloaded() -> None:
     assert rig.seen[-1][2]["result"] is Result.SUCCEEDED
 
 
+def test_R25_a_slot_that_decays_again_ends_the_order() -> None:
+    """At the gate a decayed slot is downloaded once; the second time the order fails instead of going round for ever."""
+    rig = rig_at(S.READY)
+    for end in (S.DOWNLOADING, S.IDLE):
+        rig.lose_power()
+        rig.finish(rig.next(Rehash), E.VERIFY_FAILED)
+        assert rig.device.workflow.state is end
+        rig.connect()
+        rig.work(until=S.READY)
+    assert rig.seen[-1][2]["reason"] is Reason.VERIFY_FAILED
+
+
 def test_R25_a_flip_below_the_floor_is_refused_by_the_slots_own_facts() -> None:
     """Version and release counter are checked for a flip too."""
     older = a_slot(a_manifest("0.9"), Holds.GOOD)
@@ -373,6 +393,10 @@ def test_results_of_earlier_effects_and_starts_change_nothing() -> None:
     after = rig.device.record
     rig.finish(fresh, E.PREPARED, manifest=THIRD)
     assert rig.device.record is after
+    failing = next(effect for effect in rig.log if isinstance(effect, Download))
+    for _ in range(3):
+        rig.finish(failing, E.DOWNLOAD_FAILED, transient=True)
+    assert rig.device.workflow.tries == 1
 
 
 def test_orders_that_replace_each_other_leave_an_outcome_each() -> None:

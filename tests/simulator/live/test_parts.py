@@ -22,7 +22,12 @@ def test_a_brokers_address_is_read_and_anything_else_refused() -> None:
     """TLS is refused with its reason, since a fleet's handshakes would be all that is measured."""
     assert address_of("mqtt://127.0.0.1:2883") == ("127.0.0.1", 2883)
     assert address_of("mqtt://broker.example") == ("broker.example", 1883)
-    for url, said in (("mqtts://h:1", "TLS"), ("http://h:1", "mqtt://"), ("mqtt://h:notaport", "mqtt://")):
+    for url, said in (
+        ("mqtts://h:1", "TLS"),
+        ("http://h:1", "mqtt://"),
+        ("mqtt://h:notaport", "mqtt://"),
+        ("mqtt://h:0", "mqtt://"),
+    ):
         with pytest.raises(OperatorError, match=said):
             address_of(url)
 
