@@ -7,7 +7,6 @@ message is acknowledged to the broker after that transaction is durable. Reads w
 import logging
 import queue
 import secrets
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -97,7 +96,6 @@ class Service:
             for name, token in ((CLOUD, self._kept.cloud_token), (INSPECT, self._kept.inspect_token))
         }
         self._tell_accounts()
-        sys.setswitchinterval(0.0005)
         self._thread.start()
         self._link.start(self._arrived, lambda up: self._queue.put(_Item(Linked(up))))
 

@@ -30,8 +30,8 @@ from agent.core.model import Record, SlotTable
 from tests.waiting import until
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-BEACON: Final = ROOT / "configs" / "demo" / "beacon-1.0.0"
-BEACON_THAT_CRASHES: Final = ROOT / "configs" / "demo" / "beacon-2.0.0"
+BEACON: Final = ROOT / "configs" / "demo" / "beacon1"
+BEACON_THAT_CRASHES: Final = ROOT / "configs" / "demo" / "beacon2"
 PROPERTIES: Final = {"manufacturer": "acme", "model": "pi4"}
 ANSWER_S: Final = 30.0  # for one answer of the API
 STOP_S: Final = 15.0  # for a process to end by itself
@@ -240,10 +240,10 @@ class Cloud:
         """Return a deployment's counts."""
         return dict(self.get(f"/deployments/{deployment}")["tally"])
 
-    def settled(self, deployment: str) -> dict[str, Any] | None:
-        """Return the rows of a deployment once each has a verdict."""
+    def settled(self, deployment: str) -> dict[str, Any]:
+        """Return the rows of a deployment once each has a verdict; nothing before."""
         rows = self.rows(deployment)
-        return rows if rows and {row["state"] for row in rows.values()} <= {"succeeded", "failed"} else None
+        return rows if {row["state"] for row in rows.values()} <= {"succeeded", "failed"} else {}
 
     @property
     def _log(self) -> Path:

@@ -43,7 +43,7 @@ from agent.core.saving import Saves
 from agent.core.settings import Settings
 from agent.core.slots import invalidate
 from agent.core.status import sentence
-from agent.core.steps import Acts, Ask, Conclude, Facts, Happening, Reply, Wait, runs_committed
+from agent.core.steps import Acts, Ask, Conclude, Facts, Happening, Reply, Wait, ordered
 from agent.core.trying import is_committing
 from agent.core.workflow import step
 from protocol.envelope import TrustedKeys
@@ -328,9 +328,9 @@ class Device:
             self._talk.addressed()
             self._record = replace(self._record, epoch=order.epoch, envelope=judgement.envelope)
             if isinstance(judgement, orders.Accepted):
-                self._feed(self._ordered(order))
+                self._feed(ordered(order, self.workflow, self.slots))
             else:
-                self._readdress(order)
+                self._record = replace(self._record, workflow=orders.readdressed(self.workflow, order))
             if self.workflow.state is _S.DOWNLOADING and self._work_due is not None:
                 self._work_due = self._now  # there are new addresses to try
 
@@ -411,32 +411,7 @@ class Device:
             work.state in {_S.SWITCHING, _S.REVERTING} or is_committing(work)
         ):
             self._record = replace(self._record, workflow=replace(work, next=None))
-            self._feed(self._ordered(work.next))
-
-    def _ordered(self, order: Assignment) -> Happening:
-        if order.action == "hold" or order.target is None:
-            return Happening(_E.HELD, order)
-        work = self.workflow
-        wanted = order.target.sha256
-        if work.state is _S.IDLE:
-            same = runs_committed(self.slots, wanted)
-        else:
-            same = (
-                work.order is not None
-                and work.order.target is not None
-                and work.order.target.sha256 == wanted
-            )
-        return Happening(_E.ORDERED_SAME if same else _E.ORDERED_OTHER, order)
-
-    def _readdress(self, order: Assignment) -> None:
-        """New addresses and lifetime for the order of this epoch, wherever it waits or is worked on (R1)."""
-        work = self.workflow
-        new = {"repository": order.repository, "issued_ms": order.issued_ms, "lifetime_ms": order.lifetime_ms}
-        if work.order is not None and work.order.epoch == order.epoch:
-            work = replace(work, order=work.order.model_copy(update=new))
-        if work.next is not None and work.next.epoch == order.epoch:
-            work = replace(work, next=work.next.model_copy(update=new))
-        self._record = replace(self._record, workflow=work)
+            self._feed(ordered(work.next, self.workflow, self.slots))
 
     def _facts(self) -> Facts:
         return Facts(

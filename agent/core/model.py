@@ -107,7 +107,9 @@ class Record:
     epoch: int | None = None  # the highest epoch accepted
     envelope: bytes | None = None  # as it was signed, for R1 and R2
     workflow: Workflow = field(default_factory=Workflow)
-    outcomes: tuple[tuple[int, OutcomeReport], ...] = ()  # with the sequence that told each first, 0 while untold
+    outcomes: tuple[
+        tuple[int, OutcomeReport], ...
+    ] = ()  # with the sequence that told each first, 0 while untold
     outcomes_folded: int = 0
     ended: tuple[str, int] | None = None  # deployment and attempt of the newest outcome, acknowledged or not
     answer_epoch: int | None = None

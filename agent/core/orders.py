@@ -11,9 +11,9 @@ can slip through while nothing newer is known (then the gate, R4, stops it); one
 import base64
 import binascii
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from agent.core.model import Record
+from agent.core.model import Record, Workflow
 from protocol.envelope import TrustedKeys
 from protocol.errors import LastgoodError, MessageRefused, SignatureRefused
 from protocol.messages import Assignment, read
@@ -106,6 +106,16 @@ def judge(
     if in_force is None or _meaning(order) != _meaning(in_force):
         return Refused("epoch_conflict")
     return Refreshed(order, payload) if order.issued_ms > in_force.issued_ms else Duplicate()
+
+
+def readdressed(work: Workflow, order: Assignment) -> Workflow:
+    """Return the work with an order's newer addresses and lifetime, wherever that order waits or is worked on (R1)."""
+    new = {"repository": order.repository, "issued_ms": order.issued_ms, "lifetime_ms": order.lifetime_ms}
+    if work.order is not None and work.order.epoch == order.epoch:
+        work = replace(work, order=work.order.model_copy(update=new))
+    if work.next is not None and work.next.epoch == order.epoch:
+        work = replace(work, next=work.next.model_copy(update=new))
+    return work
 
 
 def reread(envelope: bytes | None) -> Assignment | None:

@@ -157,6 +157,18 @@ def spoil(work: Workflow, facts: Facts, acts: Acts, reason: str | None) -> None:
         acts.append(Invalidate(work.slot, reason))
 
 
+def ordered(order: Assignment, work: Workflow, slots: SlotTable) -> Happening:
+    """Return what an accepted order means to the work in hand: its own target, another one, or to stay."""
+    if order.action == "hold" or order.target is None:
+        return Happening(WorkflowEvent.HELD, order)
+    wanted = order.target.sha256
+    if work.state is WorkflowState.IDLE:
+        same = runs_committed(slots, wanted)
+    else:
+        same = work.order is not None and work.order.target is not None and work.order.target.sha256 == wanted
+    return Happening(WorkflowEvent.ORDERED_SAME if same else WorkflowEvent.ORDERED_OTHER, order)
+
+
 def runs_committed(slots: SlotTable, sha256: str) -> bool:
     """Return whether the update with this manifest sha256 is booted and committed."""
     running = slots.running

@@ -34,11 +34,19 @@ def step(work: Workflow, happening: Happening, facts: Facts) -> tuple[Workflow, 
     if handler is None:
         return work, acts
     after = handler(work, happening, facts, acts)
-    if after is not work and after.state not in WORKFLOW[work.state][happening.event]:
-        raise TableBroken(
-            f"{happening.event} leads from {work.state} to {after.state}, which the table does not list."
-        )
+    if after is not work:
+        check_move(work.state, happening.event, after.state)
     return after, acts
+
+
+def check_move(before: _S, event: _E, after: _S) -> None:
+    """Hold a move to the lifecycle.
+
+    Raises:
+        TableBroken: the lifecycle does not list it.
+    """
+    if after not in WORKFLOW[before].get(event, ()):
+        raise TableBroken(f"{event} leads from {before} to {after}, which the table does not list.")
 
 
 TABLE: Final[Mapping[_S, Mapping[_E, Handler]]] = {

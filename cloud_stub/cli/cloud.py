@@ -51,15 +51,20 @@ def cloud() -> None:
 
 
 @cloud.command()
-@click.option("--data", type=click.Path(path_type=Path), default=DATA_DEFAULT, envvar="LASTGOOD_DATA", show_default=True,
-              help="Folder of everything the cloud keeps.")  # fmt: skip
+@click.option("--data", type=click.Path(path_type=Path), default=DATA_DEFAULT, envvar="LASTGOOD_DATA",
+              show_default=True, help="Folder of everything the cloud keeps.")  # fmt: skip
 @click.option("--host", default=HOST, show_default=True, help="Address that the API and the pages listen on.")
 @click.option(
     "--port", type=int, default=None, help="Port of API and pages; 0 takes a free one. [last one, or 8080]"
 )
 @click.option("--broker", default="auto", show_default=True,
               help="auto, mosquitto, embedded, or the mqtt:// address of your own.")  # fmt: skip
-@click.option("--broker-port", type=int, default=None, help="Port for devices. [last one, or a free one]")
+@click.option(
+    "--broker-port",
+    type=int,
+    default=None,
+    help="Port for devices; 0 takes a free one. [last one, or a free one]",
+)
 @click.option(
     "--url", default=None, help="Address under which devices reach the repository. [http://HOST:PORT]"
 )
@@ -85,7 +90,7 @@ def up(
         ports = _Ports.load(data)
         listener = _listener(host, ports.http if port is None else port)
         http_port = listener.getsockname()[1]
-        wanted_port = broker_port if broker_port is not None else ports.broker
+        wanted_port = ports.broker if broker_port is None else broker_port or None
         options = _Options(
             data, broker, wanted_port, url or f"http://{host}:{http_port}", prefix, int(heartbeat * 1000)
         )

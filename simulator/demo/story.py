@@ -225,7 +225,7 @@ class Story:
         out = f"beacon-{version}"
         compatibility = [word for model in ("pi4", "pi5") for word in ("--compat", f"model={model}")]
         self.backstage.command(
-            "update", "pack", f"{BEACONS}/beacon-{version}", "--id", update, *compatibility, "--out", out
+            "update", "pack", f"{BEACONS}/beacon{version[0]}", "--id", update, *compatibility, "--out", out
         )
         self.backstage.command("update", "import", f"{out}/demo.beacon.{version}.importmanifest.json")
 

@@ -42,6 +42,16 @@ def children(pid: int) -> list[int]:
     return found
 
 
+def broker_of(cloud: int) -> int:
+    """Return the process that serves as broker: below the cloud, and below the small one that ends mosquitto."""
+    pid = cloud
+    while below := children(pid):
+        pid = below[0]
+    if pid == cloud:
+        raise ProcessLookupError("the cloud has no broker of its own")
+    return pid
+
+
 def bytes_to(port: int) -> dict[int, int]:
     """Return, for each connection of this process to a port, the bytes that TCP carried both ways, by its own port."""
     found = {}

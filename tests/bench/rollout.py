@@ -32,7 +32,7 @@ from simulator.device import Model
 from simulator.live.cloud import CloudApi, OwnCloud
 from simulator.live.fleet import Changed, FleetOptions, LiveFleet
 from tests.bench.bare import Bare, Line, converse
-from tests.bench.processes import bytes_to, children, cpu_s
+from tests.bench.processes import broker_of, bytes_to, cpu_s
 from tests.bench.table import Row, Section
 from tests.waiting import until
 
@@ -83,7 +83,7 @@ def _section(plan: Plan, took: Took, bare: Bare, script: Sequence[Line]) -> Sect
     more = f"{took.messages / devices:.1f} messages a device (a rehearsal had {len(script)}: {said})"
     fetched = "each" if plan.fetch_every == 1 else f"1 in {plan.fetch_every}"
     return Section(
-        f"{devices} devices on {plan.engine}: a deployment of {plan.payload_bytes / 1e6:g} MB, from create to all committed",
+        f"{devices} devices on {plan.engine}: a deployment of {plan.payload_bytes / 1e6:g} MB, create to all committed",
         f"the same {len(script)} messages a device, of the same sizes, raw over the same broker; no cloud, no download",
         (
             Row("devices a second", devices / took.seconds, "/s", devices / bare.seconds, less_is_better=False),
@@ -119,8 +119,7 @@ def _roll_out(plan: Plan, folder: Path) -> tuple[Took, list[Line]]:
 
 def _measured(plan: Plan, api: CloudApi, fleet: LiveFleet, data: Path) -> Took:
     cloud = int(json.loads((data / "client.json").read_text())["pid"])
-    (broker,) = children(cloud)
-    pids = {"broker": broker, "cloud": cloud, "fleet": os.getpid()}
+    pids = {"broker": broker_of(cloud), "cloud": cloud, "fleet": os.getpid()}
     port = urlsplit(json.loads((data / "inspect.json").read_text())["broker"]).port or 0
     ports = {json.loads((data / "ports.json").read_text())["broker"], port}
     figures, cpu = fleet.figures(), {name: cpu_s(pid) for name, pid in pids.items()}

@@ -1,4 +1,4 @@
-"""The virtual fleet of these tests: devices on real MQTT whose work takes a second or two, so that it can be disturbed."""
+"""The virtual fleet of these tests: devices on real MQTT whose work takes a while, so that it can be disturbed."""
 
 from collections.abc import Sequence
 from typing import Final

@@ -60,7 +60,7 @@ class Mortal:
 
 
 def _name_of(path: str) -> str:
-    name = os.path.basename(path).removesuffix(".new")
+    name = Path(path).name.removesuffix(".new")
     for pattern, word in NAMES:
         name = pattern.sub(word, name)
     return name

@@ -5,6 +5,7 @@ at which a later update of the same kind is cut. So there are points in each sta
 two effects of each. What a power cut leaves of unsynced writes is another matter (tests/agent/adapters proves that).
 """
 
+import contextlib
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ FIRST = "1.0.0"
 class Patient:
     """One real agent that is killed again and again, and the cloud it belongs to."""
 
-    def __init__(self, cloud: Cloud, folder: Path, device: str) -> None:
+    def __init__(self, cloud: Cloud, folder: Path, device: str, stack: contextlib.ExitStack) -> None:
         self.cloud = cloud
         self.folder = folder / device
         self.folder.mkdir(parents=True)
@@ -37,8 +38,7 @@ class Patient:
         command = (str(MORTAL), str(self.folder))
         self.agent = Agent(device, self.folder, join, group=device, command=command)
         self.runs = FIRST
-        self.agent.start()
-        self.finish(cloud.deploy(device, Update(f"demo/beacon:{FIRST}", b"", {})), "succeeded", FIRST)
+        stack.enter_context(self.agent)
 
     def watch(self, update: Update, state: str) -> list[str]:
         """Let one update pass, and return its steps."""
@@ -88,7 +88,7 @@ class Patient:
     def _is_over(self, deployment: str) -> bool:
         record = self.agent.record()
         quiet = record is not None and record.workflow.state is WorkflowState.IDLE and not record.outcomes
-        return quiet and self.cloud.settled(deployment) is not None
+        return quiet and bool(self.cloud.settled(deployment))
 
 
 @pytest.fixture(scope="module")
@@ -112,14 +112,12 @@ def patients(
 ) -> Iterator[Sequence[Patient]]:
     """Agents that run the first version."""
     folder = tmp_path_factory.mktemp("agents")
-    found: list[Patient] = []
-    try:
-        for number in range(AGENTS):
-            found.append(Patient(a_cloud, folder, f"mortal-{number}"))
-        yield found
-    finally:
+    with contextlib.ExitStack() as stack:
+        found = [Patient(a_cloud, folder, f"mortal-{number}", stack) for number in range(AGENTS)]
         for patient in found:
-            patient.agent.stop()
+            first = Update(f"demo/beacon:{FIRST}", b"", {})
+            patient.finish(a_cloud.deploy(patient.agent.group, first), "succeeded", FIRST)
+        yield found
 
 
 def version_of(update: Update) -> str:
@@ -172,8 +170,6 @@ def test_an_agent_killed_at_any_step_of_going_back_ends_on_its_last_known_good(
 ) -> None:
     """A version that crashes is left wherever the way back was cut, and is counted once, as the update's fault."""
     good = patients[0].watch(next(updates["good"]), "succeeded")
-    points = [
-        step for step in patients[0].watch(next(updates["bad"]), "failed") if step not in good
-    ]
+    points = [step for step in patients[0].watch(next(updates["bad"]), "failed") if step not in good]
     assert {point.split()[-2] for point in points} >= {"restarting", "confirming", "reverting"}
     assert cut_everywhere(patients, points, updates["bad"], "failed") == []

@@ -1,7 +1,7 @@
 """A device has one voice and hears one's own: end to end, against a running cloud on each broker.
 
-What a broker alone has to hold is attacked in tests/cloud_stub/adapters/broker; here the whole of cloud, broker, agent and
-repository stands behind it.
+What a broker alone has to hold is attacked in tests/cloud_stub/adapters/broker; here the whole of cloud, broker, agent
+and repository stands behind it.
 """
 
 import base64
@@ -20,7 +20,7 @@ from protocol.join import Join, decode_join
 from protocol.messages import Assignment, Hello, read, write
 from protocol.topics import Kind, Topics
 from tests.integration.conftest import MakeAgent
-from tests.mqtt_wire import Closed, Wire
+from tests.mqtt_wire import Closed, Message, Wire
 from tests.processes import Agent, Cloud, beacon
 from tests.waiting import until
 
@@ -48,7 +48,6 @@ class Voice(Wire):
             nonce=nonce,
         )
         return write(hello)
-
 
     def say_what_it_is(self) -> None:
         """Report a state: without its properties a device is offered nothing."""
@@ -120,7 +119,9 @@ def test_a_token_that_is_not_the_devices_lets_nobody_in(cloud: Cloud, pair: tupl
         assert owner.drained() == []
 
 
-def test_what_is_said_in_anothers_name_reaches_nobody(cloud: Cloud, pair: tuple[Join, Join], ear: Ear) -> None:
+def test_what_is_said_in_anothers_name_reaches_nobody(
+    cloud: Cloud, pair: tuple[Join, Join], ear: Ear
+) -> None:
     """On the victim's topics nothing arrives; on the intruder's own the cloud refuses what names the victim."""
     intruder, victim = pair
     before = cloud.get(f"/devices/{victim.device}")
@@ -129,7 +130,7 @@ def test_what_is_said_in_anothers_name_reaches_nobody(cloud: Cloud, pair: tuple[
             voice.publish(TOPICS.build(kind, victim.device), voice.hello("forged", victim.device))
         voice.publish(TOPICS.build(Kind.HELLO, intruder.device), voice.hello("forged", victim.device))
         voice.publish(TOPICS.build(Kind.HELLO, intruder.device), voice.hello("honest"))
-        heard = []
+        heard: list[Message] = []
         while not heard or b"honest" not in heard[-1].payload:
             message = ear.receive()
             if intruder.device in message.topic or victim.device in message.topic:
@@ -213,7 +214,7 @@ def fetch(address: str, query: str) -> httpx.Response:
 def is_at_rest(cloud: Cloud, device: str) -> bool:
     """Whether a device is in its group, and has accepted the newest order there is for it."""
     shown = cloud.get(f"/devices/{device}")
-    return shown["group"] == "bystanders" and 0 < shown["epoch"] == shown["reported_epoch"]
+    return bool(shown["group"] == "bystanders" and 0 < shown["epoch"] == shown["reported_epoch"])
 
 
 def record_of(agent: Agent) -> dict[str, Any]:

@@ -44,7 +44,9 @@ class Keeper:
 
     def _revive(self) -> None:
         broker = self._broker
-        self._say(f"the broker {broker.engine} has ended by itself ({broker.last_words()}); starting it again")
+        self._say(
+            f"the broker {broker.engine} has ended by itself ({broker.last_words()}); starting it again"
+        )
         try:
             broker.start_again()
         except BrokerError as error:

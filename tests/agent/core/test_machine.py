@@ -151,7 +151,7 @@ class Walk(RuleBasedStateMachine):
 
     def ready_effects(self) -> list[Effect]:
         """Return what could be done next: short effects are done at once, so they come first."""
-        first = [effect for effect in self.rig.waiting if isinstance(effect, Invalidate)]
+        first: list[Effect] = [effect for effect in self.rig.waiting if isinstance(effect, Invalidate)]
         return first or self.rig.waiting
 
     @precondition(lambda self: self.rig.waiting)
@@ -170,8 +170,8 @@ class Walk(RuleBasedStateMachine):
     @rule(which=st.integers(0, 5), how=st.integers(0, 2))
     def fail(self, which: int, how: int) -> None:
         """One effect fails in one of its ways."""
-        for effect in [effect for effect in self.rig.waiting if isinstance(effect, Invalidate)]:
-            self.rig.perform(effect)
+        for short in [effect for effect in self.rig.waiting if isinstance(effect, Invalidate)]:
+            self.rig.perform(short)
         effects = self.rig.waiting
         if effects:
             effect = effects[which % len(effects)]

@@ -359,7 +359,7 @@ def test_R25_a_decayed_slot_is_marked_bad_and_downloaded() -> None:
 
 
 def test_R25_a_slot_that_decays_again_ends_the_order() -> None:
-    """At the gate a decayed slot is downloaded once; the second time the order fails instead of going round for ever."""
+    """At the gate a decayed slot is downloaded once; the second time the order fails, and goes round no more."""
     rig = rig_at(S.READY)
     for end in (S.DOWNLOADING, S.IDLE):
         rig.lose_power()
