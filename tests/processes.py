@@ -93,7 +93,7 @@ def beacon(version: str, *, folder: Path = BEACON, padding: bytes = b"") -> Upda
     """Return the demo's small web application as an update of this version, with some more bytes if wanted."""
     settings = {**json.loads((folder / "settings.json").read_text()), "version": version}
     files = {"beacon.py": (folder / "beacon.py").read_bytes(), "settings.json": json.dumps(settings).encode()}
-    return update_of(f"demo/beacon:{version}", archive({**files, "padding": padding}))
+    return update_of(f"demo/beacon:{version}", archive(files | ({"padding": padding} if padding else {})))
 
 
 def archive(files: Mapping[str, bytes]) -> bytes:
@@ -283,7 +283,7 @@ class Agent:
     join: str
     group: str
     soak_s: float = 0.3
-    state_folder: str = "state"
+    trial_starts: int = 3
     command: Sequence[str] = ("-m", "lastgood")  # how Python is asked to be the agent
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
@@ -298,7 +298,7 @@ class Agent:
     @property
     def state(self) -> Path:
         """The agent's state folder."""
-        return self.folder / self.state_folder
+        return self.folder / "state"
 
     @property
     def log(self) -> str:
@@ -398,8 +398,9 @@ def _spawn(
 def _agent_toml(agent: Agent) -> str:
     properties = "\n".join(f"{key} = {json.dumps(value)}" for key, value in PROPERTIES.items())
     command = json.dumps([sys.executable, "{slot}/beacon.py", "--port", str(agent.port)])
-    return f"""state = {json.dumps(agent.state_folder)}
+    return f"""state = "state"
 soak_s = {agent.soak_s}
+trial_starts = {agent.trial_starts}
 startup_s = 15
 
 [properties]

@@ -148,7 +148,7 @@ class Conversation:
         return answers
 
     def covers(self, ack: Ack, record: Record) -> bool:
-        """Return whether what the cloud holds is a state this device surely sent, so that what it carried is there (R7).
+        """Return whether the cloud holds a state that this device surely sent, with the outcomes it carried (R7).
 
         The number alone proves nothing: a disk that refused, or a copy that came back, can make it count twice.
         """

@@ -3,9 +3,10 @@
 It changes nothing: it says what an envelope is, and `device.py` records it. It keeps the rule that nothing is parsed
 before a trusted key has signed it, and that an order is judged once, when it arrives.
 
-A device's own wall clock may be off by years, so lifetime is held against cloud time that is proven: it is at least
-`issued_ms` of every order the cloud signed, plus what this process's monotonic clock has counted since. A late order
-can slip through while nothing newer is known (then the gate, R4, stops it); one that is in time is never refused.
+A device's own wall clock may be off by years, so lifetime is held against cloud time that is proven: `issued_ms` of
+the order in force, plus what this process's monotonic clock has counted since. A late order can slip through while
+nothing newer is known (then the gate, R4, stops it). A higher epoch with an earlier instant means that the cloud's
+clock was set back; it is believed, for a device must not go deaf over a clock that once ran ahead.
 """
 
 import base64
@@ -52,22 +53,23 @@ Judgement = Accepted | Refreshed | Duplicate | Refused
 
 
 class CloudTime:
-    """A lower bound of the cloud's time, from what it signed and this process's monotonic clock."""
+    """The cloud's time as far as it is proven: what it signed last, and this process's monotonic clock."""
 
-    __slots__ = ("_ahead_ms",)
+    __slots__ = ("_heard_ms", "_issued_ms")
 
     def __init__(self) -> None:
-        self._ahead_ms: int | None = None
+        self._issued_ms: int | None = None
+        self._heard_ms = 0
 
     def learn(self, issued_ms: int, now_ms: int) -> None:
         """The cloud has signed this instant, and it is known at `now_ms` of the monotonic clock."""
-        ahead_ms = issued_ms - now_ms
-        if self._ahead_ms is None or ahead_ms > self._ahead_ms:
-            self._ahead_ms = ahead_ms
+        self._issued_ms, self._heard_ms = issued_ms, now_ms
 
-    def is_past(self, instant_ms: int, now_ms: int) -> bool:
-        """Return whether the cloud's time is surely later than an instant of it."""
-        return self._ahead_ms is not None and now_ms + self._ahead_ms > instant_ms
+    def is_over(self, order: Assignment, now_ms: int) -> bool:
+        """Return whether an order's lifetime is surely over."""
+        if self._issued_ms is None or order.issued_ms < self._issued_ms:
+            return False
+        return self._issued_ms + (now_ms - self._heard_ms) > order.issued_ms + order.lifetime_ms
 
 
 def judge(
@@ -95,7 +97,7 @@ def judge(
         return Refused("device")
     if (order.deployment is None) != (order.attempt is None):  # a cancel names both, a hold neither
         return Refused("fields")
-    if time.is_past(order.issued_ms + order.lifetime_ms, now_ms):
+    if time.is_over(order, now_ms):
         return Refused("expired")
     if record.epoch is None:
         return Accepted(order, payload) if order.nonce in nonces else Refused("nonce")

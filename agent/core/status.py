@@ -14,7 +14,8 @@ def sentence(work: Workflow, settings: Settings, *, connected: bool, again_s: in
     if work.state is _S.DOWNLOADING and work.refreshed and again_s is not None:
         return f"Waits for new addresses from the cloud, {again_s} s more at most.{cloud}"
     if work.state is _S.DOWNLOADING and again_s is not None:
-        return f"Tries the download again in {again_s} s; it has failed {work.tries} of {settings.download_tries_max} times."
+        tried = f"it has failed {work.tries} of {settings.download_tries_max} times"
+        return f"Tries the download again in {again_s} s; {tried}."
     if work.state is _S.READY and not work.phase:
         return f"Waits for the cloud's word that its order still stands.{cloud}"
     if work.state is _S.CONFIRMING:

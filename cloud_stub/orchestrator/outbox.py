@@ -46,7 +46,9 @@ class Outbox:
         for device in stale:
             self.decided(turn, device)
         for device in turn.unit.unpublished(TURN_ROWS_MAX):
-            self.send_order(turn, device, nonce=None)
+            # One without an epoch takes an order in answer to its hello only (R3); that answer may be under way.
+            if device.reported_epoch is not None and device.id not in turn.ordered:
+                self.send_order(turn, device, nonce=None)
 
     def send_order(self, turn: Turn, device: DeviceRow, *, nonce: str | None) -> None:
         """Sign a device's order and send it; with the nonce of its hello when it has no epoch yet (R3)."""

@@ -13,9 +13,8 @@ from cloud_stub.core.places import class_key_of, group_of, group_tag_of, may_cha
 from cloud_stub.core.rows import AssignmentRow, DeviceRow
 from cloud_stub.orchestrator import deployments, outbox
 from cloud_stub.orchestrator.turn import Turn
-from cloud_stub.orchestrator.values import Delivered, Input, Sent
+from cloud_stub.orchestrator.values import HEARTBEATS_MISSED, TURN_ROWS_MAX, Delivered, Input, Sent
 from cloud_stub.ports import Unit
-from cloud_stub.orchestrator.values import HEARTBEATS_MISSED, TURN_ROWS_MAX
 from protocol import messages
 from protocol.errors import MessageRefused, PeerError
 from protocol.lifecycle import WorkflowState

@@ -16,14 +16,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final, TypeVar
-
-import httpx
+from typing import IO, Final, TypeVar
 
 from protocol.errors import LastgoodError
+from simulator.live.cloud import CloudApi, OwnCloud
 
 POLL_S: Final = 0.1  # between two looks at a fact
-START_S: Final = 30.0  # for a process to come up on a busy machine
+START_S: Final = 30.0  # for the cloud to greet on a busy machine
+HEARTBEAT_S: Final = 10.0  # short, so that a demo that lost a message mends it soon
 STOP_S: Final = 15.0  # for a process to end by itself
 COMMAND_S: Final = 60.0  # for one command of the operator
 T = TypeVar("T")
@@ -53,7 +53,7 @@ class Backstage:
         self._broker = broker
         self._show = show
         self._stack = contextlib.ExitStack()
-        self._client: httpx.Client | None = None
+        self._api: CloudApi | None = None
         self.pids: list[int] = []
 
     def __enter__(self) -> "Backstage":
@@ -64,44 +64,20 @@ class Backstage:
         self._stack.close()
 
     def start_cloud(self) -> dict[str, str]:
-        """Start `lastgood cloud up`, and return what it printed: pages, API, broker, data.
+        """Start a cloud, and return what it printed: pages, API, broker, data.
 
         Raises:
-            DemoFailed: it did not come up.
+            ServiceError: it did not come up.
         """
-        words = (
-            "cloud",
-            "up",
-            "--data",
-            str(self.data),
-            "--port",
-            "0",
-            "--broker",
-            self._broker,
-            "--heartbeat",
-            "10",
+        own = OwnCloud(self.data, self._broker, HEARTBEAT_S)
+        self._stack.callback(own.stop)
+        self._api = own.start()
+        self._stack.callback(self._api.close)
+        if own.pid is not None:
+            self.pids.append(own.pid)
+        return self.until(
+            "the cloud greets", lambda: own.greeting() if "data" in own.greeting() else None, START_S
         )
-        process = self._spawn("cloud", words)
-        log = self.folder / "cloud.log"
-
-        def greeted() -> dict[str, str] | None:
-            if process.poll() is not None:
-                raise DemoFailed(f"The cloud did not start: {log.read_text()[-2_000:]}")
-            lines = log.read_text().splitlines()
-            told = dict(line.split(maxsplit=1) for line in lines if line[:1].isalpha() and " " in line)
-            return told if any(line.startswith("Add a device") for line in lines) else None
-
-        told = self.until("the cloud greets", greeted, START_S)
-        client = json.loads((self.data / "client.json").read_text())
-        self._client = self._stack.enter_context(
-            httpx.Client(
-                base_url=f"{client['url']}/api/v1",
-                headers={"Authorization": f"Bearer {client['token']}"},
-                timeout=COMMAND_S,
-                trust_env=False,
-            )
-        )
-        return told
 
     def start_agent(self, device: str, join: str, properties: dict[str, str], group: str) -> Agent:
         """Start `lastgood agent run` with slots of its own, and an application on a port of its own."""
@@ -144,18 +120,16 @@ class Backstage:
             )
         return done.stdout
 
-    def api(self, method: str, path: str, **more: Any) -> Any:
-        """Call the API, and return its answer.
+    @property
+    def api(self) -> CloudApi:
+        """The cloud's API.
 
         Raises:
-            DemoFailed: it refused.
+            DemoFailed: it has not been started.
         """
-        if self._client is None:
+        if self._api is None:
             raise DemoFailed("The cloud has not been started.")
-        answer = self._client.request(method, path, **more)
-        if answer.is_error:
-            raise DemoFailed(f"{method} {path}: {answer.text}")
-        return answer.json()
+        return self._api
 
     def until(self, what: str, look: Callable[[], T | None], deadline_s: float) -> T:
         """Look until there is something to see, and return it.

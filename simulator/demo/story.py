@@ -173,7 +173,7 @@ class Story:
         self.act("The balance")
         click.echo(self.backstage.command("device", "why", self.agents[0].id))
         click.echo(self.backstage.command("group", "list"))
-        groups = {group["group"]: group for group in self.backstage.api("GET", "/groups")}
+        groups = {group["group"]: group for group in self.backstage.api.ask("GET", "/groups")}
         for name in (NORTH, SOUTH, WEST):
             runs = {row["update"]: row["count"] for row in groups[name]["runs"]}
             if runs != {GOOD: groups[name]["members"]}:
@@ -210,8 +210,7 @@ class Story:
             join = self.backstage.command("device", "add", ids[0]).partition(JOIN)[2].split()[0]
             self.fleet.add([(members[0], join)])
             return
-        answer = self.backstage.api("POST", "/devices", json={"ids": ids})
-        joins = {row["device"]: row["join"].partition(JOIN)[2] for row in answer}
+        joins = self.backstage.api.add_devices(ids)
         self.fleet.add([(member, joins[member.id]) for member in members])
 
     def add_agent(self, device: str, number: int) -> None:
@@ -231,27 +230,28 @@ class Story:
 
     def online(self) -> int:
         """Return how many devices the cloud has online."""
-        return sum(group["online"] for group in self.backstage.api("GET", "/groups"))
+        return sum(group["online"] for group in self.backstage.api.ask("GET", "/groups"))
 
     def device(self, device: str) -> dict[str, Any]:
         """Return a device as the cloud has it."""
-        found: dict[str, Any] = self.backstage.api("GET", f"/devices/{device}")
+        found: dict[str, Any] = self.backstage.api.ask("GET", f"/devices/{device}")
         return found
 
     def newest(self, group: str) -> dict[str, Any]:
         """Return the newest deployment of a group."""
-        found: dict[str, Any] = self.backstage.api("GET", "/deployments", params={"group": group})[0]
+        found: dict[str, Any] = self.backstage.api.ask("GET", f"/deployments?group={group}")[0]
         return found
 
     def bad_one(self) -> dict[str, Any]:
         """Return the deployment of version 2."""
-        found: dict[str, Any] = self.backstage.api("GET", f"/deployments/{self.bad}")
+        found: dict[str, Any] = self.backstage.api.ask("GET", f"/deployments/{self.bad}")
         return found
 
     def rows(self, state: str) -> list[dict[str, Any]]:
         """Return the assignments of the deployment of version 2 in a state."""
-        path = f"/deployments/{self.bad}/devices"
-        found: list[dict[str, Any]] = self.backstage.api("GET", path, params={"state": state})
+        found: list[dict[str, Any]] = self.backstage.api.ask(
+            "GET", f"/deployments/{self.bad}/devices?state={state}"
+        )
         return found
 
     def wait_for_failure(self, device: str) -> dict[str, Any]:
@@ -266,7 +266,7 @@ class Story:
         """Wait until every member of a group runs an update, and works on nothing."""
 
         def all_run() -> bool:
-            found = self.backstage.api("GET", f"/groups/{group}")
+            found = self.backstage.api.ask("GET", f"/groups/{group}")
             runs = [row["update"] for row in found["runs"]]
             return runs == [update] and self.tally_is_settled(found["active"])
 
@@ -274,7 +274,7 @@ class Story:
 
     def tally_is_settled(self, deployment: str) -> bool:
         """Return whether every member of a deployment has a verdict."""
-        tally = self.backstage.api("GET", f"/deployments/{deployment}")["tally"]
+        tally = self.backstage.api.ask("GET", f"/deployments/{deployment}")["tally"]
         return not tally["pending"] and not tally["working"]
 
     def wait_for_device(self, device: str, update: str) -> None:

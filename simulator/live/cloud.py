@@ -50,7 +50,7 @@ class CloudApi:
         """Register devices, and return their join texts."""
         found: dict[str, str] = {}
         for start in range(0, len(ids), DEVICES_AT_ONCE):
-            made = self._ask(
+            made = self.ask(
                 "POST", "/devices", {"ids": list(ids[start : start + DEVICES_AT_ONCE]), "renew": renew}
             )
             found |= {each["device"]: each["join"].split()[-1] for each in made}
@@ -66,37 +66,43 @@ class CloudApi:
 
     def deploy(self, draft: Mapping[str, Any]) -> str:
         """Create a deployment, and return its id."""
-        return str(self._ask("POST", "/deployments", {"draft": dict(draft)})["id"])
+        return str(self.ask("POST", "/deployments", {"draft": dict(draft)})["id"])
 
     def deployment(self, deployment: str) -> Mapping[str, Any]:
         """Return one deployment as the API shows it."""
-        found: Mapping[str, Any] = self._ask("GET", f"/deployments/{deployment}")
+        found: Mapping[str, Any] = self.ask("GET", f"/deployments/{deployment}")
         return found
 
     def cancel(self, deployment: str) -> None:
         """End a deployment."""
-        self._ask("POST", f"/deployments/{deployment}/cancel")
+        self.ask("POST", f"/deployments/{deployment}/cancel")
 
     def retry(self, deployment: str, devices: Sequence[str]) -> None:
         """Give failed devices a new attempt."""
-        self._ask("POST", f"/deployments/{deployment}/retry", {"devices": list(devices)})
+        self.ask("POST", f"/deployments/{deployment}/retry", {"devices": list(devices)})
 
     def move(self, device: str, group: str | None) -> None:
         """Put a device into a group, or give it back to its tag."""
-        self._ask("PUT", f"/devices/{device}/group", {"group": group})
+        self.ask("PUT", f"/devices/{device}/group", {"group": group})
 
     def devices(self) -> dict[str, tuple[str, str | None]]:
         """Return what the cloud says of every device: its group, and what it runs."""
         found: dict[str, tuple[str, str | None]] = {}
         after = ""
         while True:
-            page = self._ask("GET", f"/devices?after={after}&limit={PAGE}")
+            page = self.ask("GET", f"/devices?after={after}&limit={PAGE}")
             found |= {row["id"]: (row["group"], row["runs"]) for row in page}
             if len(page) < PAGE:
                 return found
             after = page[-1]["id"]
 
-    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """Return the API's answer, as the views of `/api/v1` describe it.
+
+        Raises:
+            OperatorError: it refused; the sentence is the cloud's own.
+            ServiceError: it does not answer.
+        """
         return self._answer(lambda: self._http.request(method, path, json=body))
 
     def _answer(self, ask: Any) -> Any:
@@ -140,6 +146,16 @@ class OwnCloud:
         self._broker = broker
         self._heartbeat_s = heartbeat_s
         self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The process, while there is one."""
+        return self._process.pid if self._process else None
+
+    def greeting(self) -> dict[str, str]:
+        """Return what it printed when it came up: pages, API, broker and data."""
+        lines = (self.data / "cloud.log").read_text(errors="replace").splitlines()
+        return dict(line.split(maxsplit=1) for line in lines if " " in line)
 
     def __enter__(self) -> "OwnCloud":
         self.start()

@@ -29,7 +29,9 @@ NEEDS_MOSQUITTO: Final = ("mosquitto", "ack")
 @click.option("--payload", type=click.IntRange(min=1), default=1_000_000, show_default=True, help="Bytes.")
 @click.option("--fetch-every", type=click.IntRange(min=1), default=10, show_default=True,
               help="One device in so many downloads for itself; 1: each does.")  # fmt: skip
-@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Of what is repeated.")
+@click.option(
+    "--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Of what is repeated."
+)
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print Markdown, as docs/benchmarks.md has it.")
 def main(
     only: tuple[str, ...], devices: int, payload: int, fetch_every: int, rounds: int, as_markdown: bool
@@ -47,7 +49,9 @@ def main(
     sections = []
     for name in only or NAMES:
         if name in NEEDS_MOSQUITTO and shutil.which("mosquitto", path=MOSQUITTO_PATH) is None:
-            say.print(f"[bold red]{name}: skipped, mosquitto is not installed: run `apt-get install mosquitto`")
+            say.print(
+                f"[bold red]{name}: skipped, mosquitto is not installed: run `apt-get install mosquitto`"
+            )
             continue
         with TemporaryDirectory(prefix="lastgood-bench-") as folder, say.status(f"measuring {name}"):
             sections.append(measures[name](Path(folder)))

@@ -56,7 +56,7 @@ def measure(plan: Plan, folder: Path) -> Section:
         rows += _rows(outstanding, rounds * outstanding, took, bare)
     return Section(
         f"wire to acknowledgement on {plan.engine}: a state published → durable → acknowledged",
-        "the same two messages, of the same sizes, over the same broker, answered by a raw connection that keeps nothing",
+        "the same two messages, of the same sizes, over the same broker, answered by a connection that keeps nothing",
         tuple(rows),
     )
 
@@ -78,7 +78,13 @@ def _rows(outstanding: int, states: int, took: Took, bare: Bare) -> list[Row]:
     mine, floor = _percentiles(took.latencies_s), _percentiles(bare.latencies_s)
     micro = 1e6 / states
     return [
-        Row(f"reports a second, {at}", states / took.seconds, "/s", states / bare.seconds, less_is_better=False),
+        Row(
+            f"reports a second, {at}",
+            states / took.seconds,
+            "/s",
+            states / bare.seconds,
+            less_is_better=False,
+        ),
         Row(f"latency p50, {at}", mine[0], "ms", floor[0]),
         Row(f"latency p99, {at}", mine[1], "ms", floor[1]),
         Row(f"broker's CPU a report, {at}", took.broker_cpu_s * micro, "µs", bare.broker_cpu_s * micro),
@@ -97,7 +103,9 @@ def _acknowledged(engine: str, outstanding: int, rounds: int, data: Path) -> Too
         api = own.start()
         stack.callback(own.stop)
         stack.callback(api.close)
-        part = UpdatePart(id=UPDATE, size_bytes=1_000, compatibility=[{"manufacturer": "bench", "model": MODEL}])
+        part = UpdatePart(
+            id=UPDATE, size_bytes=1_000, compatibility=[{"manufacturer": "bench", "model": MODEL}]
+        )
         api.import_update(make(part, 1))
         fleet = [Reporter(f"bench-{number:05}", GROUP) for number in range(outstanding)]
         texts = api.add_devices([reporter.id for reporter in fleet])
@@ -209,4 +217,3 @@ class _Talk:
             self.latencies_s.append(perf_counter() - self._asked_at)
             self.down_bytes = len(payload)
             self.next()
-

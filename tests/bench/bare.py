@@ -64,12 +64,12 @@ def converse(script: Sequence[Line], devices: int, engine: str, folder: Path, ro
         stack.callback(broker.stop)
         words = [sys.executable, "-m", "tests.bench.bare", broker.host, str(broker.service_port), TOKEN]
         cloud = subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        stack.callback(cloud.wait)
+        stack.enter_context(cloud)  # closes its pipes, and waits
         stack.callback(cloud.kill)
         assert cloud.stdin is not None
         assert cloud.stdout is not None
         lines = [(line.up, line.kind, line.size_bytes) for line in script]
-        print(json.dumps({"script": lines, "rounds": rounds, "names": names}), file=cloud.stdin, flush=True)  # noqa: T201
+        print(json.dumps({"script": lines, "rounds": rounds, "names": names}), file=cloud.stdin, flush=True)
         assert cloud.stdout.readline() == "ready\n"
         begun = cpu_s(broker.pid or 0), cpu_s(cloud.pid)
 
@@ -95,7 +95,9 @@ class _Side:
         self._up = up
         self._place = dict.fromkeys(names, 0)
         self._heads = {
-            (name, line.kind): string(topics.build(Kind(line.kind), name)) for name in names for line in set(script)
+            (name, line.kind): string(topics.build(Kind(line.kind), name))
+            for name in names
+            for line in set(script)
         }
         self._payloads = {line.size_bytes: b"x" * line.size_bytes for line in script}
         self.done = 0

@@ -52,7 +52,9 @@ class Reporter:
         work = WorkReport()
         if order is not None and order.deployment is not None:
             phase = PHASES[self.sequence % len(PHASES)]
-            work = WorkReport(state=phase, deployment=order.deployment, epoch=order.epoch, attempt=order.attempt)
+            work = WorkReport(
+                state=phase, deployment=order.deployment, epoch=order.epoch, attempt=order.attempt
+            )
         running = "bench/payload:0.9"
         said = State(
             device=self.id,

@@ -29,7 +29,12 @@ from tests.bench.table import Row, Section
 from tests.cloud_stub.orchestrator.cloud_bench import Cloud
 
 GROUP: Final = "bench"
-SETTINGS: Final = ("synchronous = FULL", "foreign_keys = ON", "wal_autocheckpoint = 4000", "cache_size = -65536")
+SETTINGS: Final = (
+    "synchronous = FULL",
+    "foreign_keys = ON",
+    "wal_autocheckpoint = 4000",
+    "cache_size = -65536",
+)
 KEYS: Final = {"devices": ("id",), "assignments": ("deployment", "device")}
 
 
@@ -66,6 +71,7 @@ class Bench:
 
     def __init__(self, plan: Plan, folder: Path) -> None:
         self._plan = plan
+        self._folder = folder
         self.cloud = Cloud(store=open_store(folder / "cloud.db"))
         self.fleet = _fleet_at_work(self.cloud, plan.devices)
         self._look = sqlite3.connect(folder / "cloud.db")
@@ -86,6 +92,17 @@ class Bench:
         self._floor.close()
         self._store.close()
         self.cloud.store.close()
+
+    def contents(self, name: str, table: str) -> list[tuple[Any, ...]]:
+        """Return all rows of a table in the database `cloud`, `floor` or `store`."""
+        connection = {"cloud": self._look, "floor": self._floor}.get(name) or sqlite3.connect(
+            self._folder / "store.db"
+        )
+        try:
+            return connection.execute(f"SELECT * FROM {table}").fetchall()  # noqa: S608 - our own names
+        finally:
+            if name == "store":
+                connection.close()
 
     def count(self, size: int) -> int:
         """Return how many reports a round of these batches has, in whole batches."""
@@ -122,7 +139,9 @@ class Bench:
     def _commit_stored(self, names: Sequence[str]) -> float:
         with self.cloud.store.read() as reader:
             devices = reader.devices(names).values()
-            work = reader.assignments([(device.order_deployment or "", device.id) for device in devices]).values()
+            work = reader.assignments(
+                [(device.order_deployment or "", device.id) for device in devices]
+            ).values()
         begin = perf_counter()
         with self._store.transaction() as unit:
             for device, row in zip(devices, work, strict=True):
@@ -145,7 +164,9 @@ def _upsert(connection: sqlite3.Connection, table: str) -> str:
     columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
     changes = ", ".join(f'"{each}" = excluded."{each}"' for each in columns if each not in KEYS[table])
     marks = ", ".join("?" * len(columns))
-    return f"INSERT INTO {table} VALUES ({marks}) ON CONFLICT ({', '.join(KEYS[table])}) DO UPDATE SET {changes}"  # noqa: S608 - our own names
+    return (
+        f"INSERT INTO {table} VALUES ({marks}) ON CONFLICT ({', '.join(KEYS[table])}) DO UPDATE SET {changes}"  # noqa: S608 - our own names
+    )
 
 
 def _fleet_at_work(cloud: Cloud, count: int) -> list[Reporter]:
@@ -166,7 +187,9 @@ def _say(cloud: Cloud, fleet: Sequence[Reporter], kind: Kind) -> list[bytes]:
     orders = {}
     for begin in range(0, len(fleet), 500):
         some = fleet[begin : begin + 500]
-        said = [Delivered(kind, each.id, each.state() if kind is Kind.STATE else each.hello("n")) for each in some]
+        said = [
+            Delivered(kind, each.id, each.state() if kind is Kind.STATE else each.hello("n")) for each in some
+        ]
         for publish in cloud.feed(*said):
             if publish.kind is Kind.DESIRED:
                 orders[publish.device] = publish.payload
@@ -184,7 +207,9 @@ def profile(devices: int, reports: int) -> None:
         begin = time.process_time()
         for batch in batches:
             watch.runcall(bench.handle, batch)
-        sys.stdout.write(f"{(time.process_time() - begin) / reports * 1e6:.0f} µs of CPU a report, profiled\n")
+        sys.stdout.write(
+            f"{(time.process_time() - begin) / reports * 1e6:.0f} µs of CPU a report, profiled\n"
+        )
         pstats.Stats(watch, stream=sys.stdout).sort_stats("tottime").print_stats(45)
         bench.close()
 

@@ -86,11 +86,18 @@ def _section(plan: Plan, took: Took, bare: Bare, script: Sequence[Line]) -> Sect
         f"{devices} devices on {plan.engine}: a deployment of {plan.payload_bytes / 1e6:g} MB, create to all committed",
         f"the same {len(script)} messages a device, of the same sizes, raw over the same broker; no cloud, no download",
         (
-            Row("devices a second", devices / took.seconds, "/s", devices / bare.seconds, less_is_better=False),
+            Row(
+                "devices a second", devices / took.seconds, "/s", devices / bare.seconds, less_is_better=False
+            ),
             Row("create to all committed", took.seconds, "s", bare.seconds),
             Row("broker's CPU", took.cpu_s["broker"], "s", bare.broker_cpu_s),
             Row("cloud's CPU", took.cpu_s["cloud"], "s", bare.cloud_cpu_s),
-            Row("fleet's CPU", took.cpu_s["fleet"], "s", note=f"agents' cores, and {fetched} downloads for itself"),
+            Row(
+                "fleet's CPU",
+                took.cpu_s["fleet"],
+                "s",
+                note=f"agents' cores, and {fetched} downloads for itself",
+            ),
             Row("MQTT bytes a device", took.mqtt_bytes / devices, "B", scripted, note=more),
             Row("HTTP bytes a device", took.fetched_bytes / devices, "B", note=f"{fetched} downloads"),
         ),
@@ -198,11 +205,15 @@ class Tap:
         self._heard: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
         ready: queue.SimpleQueue[None] = queue.SimpleQueue()
         address = urlsplit(words["broker"])
-        self._client = paho.Client(CallbackAPIVersion.VERSION2, client_id=words["user"], protocol=paho.MQTTv311)
+        self._client = paho.Client(
+            CallbackAPIVersion.VERSION2, client_id=words["user"], protocol=paho.MQTTv311
+        )
         self._client.username_pw_set(words["user"], words["password"])
         self._client.on_connect = lambda client, *_: client.subscribe(f"{words['prefix']}/#", 1)
         self._client.on_subscribe = lambda *_: ready.put(None)
-        self._client.on_message = lambda _client, _data, said: self._heard.put((said.topic, len(said.payload)))
+        self._client.on_message = lambda _client, _data, said: self._heard.put(
+            (said.topic, len(said.payload))
+        )
         self._client.connect(address.hostname or "", address.port or 0)
         self._client.loop_start()
         ready.get(timeout=10)

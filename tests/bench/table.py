@@ -58,7 +58,10 @@ def markdown(sections: Iterable[Section]) -> str:
     lines = []
     for section in sections:
         lines += [f"### {section.title}", "", f"Floor: {section.floor}.", ""]
-        lines += ["| figure | measured | floor | times the floor | note |", "| --- | ---: | ---: | ---: | --- |"]
+        lines += [
+            "| figure | measured | floor | times the floor | note |",
+            "| --- | ---: | ---: | ---: | --- |",
+        ]
         lines += ["| " + " | ".join(cells(row)) + " |" for row in section.rows]
         lines.append("")
     return "\n".join(lines)

@@ -5,12 +5,12 @@ keeps: a file is replaced whole and durably, readable by its owner alone, so a p
 accounts or the new ones.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from cloud_stub.adapters.broker.errors import BrokerError
 from cloud_stub.adapters.broker.passwords import is_hash
+from cloud_stub.adapters.durable import replace_file
 
 
 def write_accounts(path: Path, accounts: Mapping[str, str]) -> None:
@@ -19,7 +19,7 @@ def write_accounts(path: Path, accounts: Mapping[str, str]) -> None:
     for name, stored in accounts.items():
         if not is_hash(stored):
             raise BrokerError(f"account {name!r} has a hash of an unknown form: make it with hash_password()")
-    replace_file(path, "".join(f"{name}:{stored}\n" for name, stored in sorted(accounts.items())))
+    replace_file(path, "".join(f"{name}:{stored}\n" for name, stored in sorted(accounts.items())).encode())
 
 
 def read_accounts(path: Path) -> dict[str, str]:
@@ -32,26 +32,3 @@ def read_accounts(path: Path) -> dict[str, str]:
             raise BrokerError(f"{path}, line {number}: not a name and a hash")
         accounts[name] = stored
     return accounts
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Replace a small file, for its owner's eyes: temp file, fsync, rename, fsync of the folder. Raises
-    BrokerError."""
-    temporary = path.with_name(f".{path.name}.new")
-    try:
-        temporary.unlink(missing_ok=True)
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise BrokerError(
-            f"cannot write {path}: {error.strerror}; check the disk and the folder's owner"
-        ) from error

@@ -9,9 +9,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from cloud_stub.adapters.broker.access import check_names, mosquitto_device_acl, mosquitto_service_acl
-from cloud_stub.adapters.broker.accounts import replace_file, write_accounts
+from cloud_stub.adapters.broker.accounts import write_accounts
 from cloud_stub.adapters.broker.errors import BrokerError
 from cloud_stub.adapters.broker.probe import can_reach
+from cloud_stub.adapters.durable import replace_file
 
 DEFAULT_PORT = 1883
 
@@ -57,7 +58,9 @@ def external_broker(url: str, folder: Path, accounts: Mapping[str, str], prefix:
         raise BrokerError(
             "a broker address must not hold a password: the cloud has the account _cloud, devices their own"
         )
-    replace_file(folder / "external.acl", mosquitto_service_acl(prefix) + mosquitto_device_acl(prefix))
+    replace_file(
+        folder / "external.acl", (mosquitto_service_acl(prefix) + mosquitto_device_acl(prefix)).encode()
+    )
     broker = ExternalBroker(parts.hostname, port or DEFAULT_PORT, folder / "external.passwd")
     broker.set_accounts(accounts)
     return broker

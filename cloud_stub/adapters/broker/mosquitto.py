@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cloud_stub.adapters.broker.access import is_service, mosquitto_device_acl, mosquitto_service_acl
-from cloud_stub.adapters.broker.accounts import replace_file
 from cloud_stub.adapters.broker.errors import BrokerError
 from cloud_stub.adapters.broker.limits import PACKET_BYTES_MAX
+from cloud_stub.adapters.durable import replace_file
 
 INSTALL = "install it (`apt-get install mosquitto`), or take `--broker embedded`"
 LIMIT = "for tens of thousands of devices on one machine; listens on loopback only"
@@ -82,8 +82,8 @@ def write_files(folder: Path, prefix: str, host: str, port: int, service_port: i
     BrokerError."""
     files = MosquittoFiles(folder / "mosquitto.conf", folder / "devices.passwd", folder / "services.passwd")
     device_acl, service_acl = folder / "devices.acl", folder / "services.acl"
-    replace_file(device_acl, mosquitto_device_acl(prefix))
-    replace_file(service_acl, mosquitto_service_acl(prefix))
+    replace_file(device_acl, mosquitto_device_acl(prefix).encode())
+    replace_file(service_acl, mosquitto_service_acl(prefix).encode())
     lines = [
         "# Generated at every start: changes are lost",
         "per_listener_settings true",
@@ -106,7 +106,7 @@ def write_files(folder: Path, prefix: str, host: str, port: int, service_port: i
         "use_username_as_clientid true",
         *_listener(host, service_port, files.service_accounts, service_acl),
     ]
-    replace_file(files.config, "\n".join(lines) + "\n")
+    replace_file(files.config, ("\n".join(lines) + "\n").encode())
     return files
 
 

@@ -12,7 +12,7 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-from cloud_stub.adapters.broker.accounts import replace_file
+from cloud_stub.adapters.durable import replace_file
 
 _RECORD = "broker.json"
 _GRACE_S = 3.0  # from SIGTERM to SIGKILL
@@ -21,13 +21,15 @@ _GRACE_S = 3.0  # from SIGTERM to SIGKILL
 def write_record(folder: Path, pids: Sequence[int], config: Path, service_port: int) -> None:
     """Record a started broker, durably."""
     record = {"pids": list(pids), "config": str(config), "service_port": service_port}
-    replace_file(folder / _RECORD, json.dumps(record) + "\n")
+    replace_file(folder / _RECORD, (json.dumps(record) + "\n").encode())
 
 
 def forget_record(folder: Path) -> None:
     """Take the process ids out of the record, and leave the port."""
     port = last_service_port(folder)
-    replace_file(folder / _RECORD, json.dumps({"pids": [], "config": "", "service_port": port}) + "\n")
+    replace_file(
+        folder / _RECORD, (json.dumps({"pids": [], "config": "", "service_port": port}) + "\n").encode()
+    )
 
 
 def last_service_port(folder: Path) -> int | None:

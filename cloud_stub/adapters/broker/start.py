@@ -15,7 +15,6 @@ from importlib import metadata
 from pathlib import Path
 
 from cloud_stub.adapters.broker.access import check_names, check_prefix
-from cloud_stub.adapters.broker.accounts import replace_file
 from cloud_stub.adapters.broker.errors import BrokerError
 from cloud_stub.adapters.broker.external import ExternalBroker, external_broker
 from cloud_stub.adapters.broker.limits import Limits
@@ -28,6 +27,7 @@ from cloud_stub.adapters.broker.mosquitto import (
 )
 from cloud_stub.adapters.broker.process import BrokerProcess, Plan
 from cloud_stub.adapters.broker.stale import end_stale, last_service_port
+from cloud_stub.adapters.durable import replace_file
 
 HOST = "127.0.0.1"
 EMBEDDED_LIMIT = (
@@ -151,7 +151,7 @@ def _start_embedded(
             "watch_parent": not survive,
             "limits": asdict(limits),
         }
-        replace_file(config, json.dumps(told, indent=1) + "\n")
+        replace_file(config, (json.dumps(told, indent=1) + "\n").encode())
         return Plan(
             engine=f"amqtt {version} (embedded)",
             limit=EMBEDDED_LIMIT,

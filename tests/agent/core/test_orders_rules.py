@@ -103,13 +103,24 @@ def test_R1_refused_addresses_ask_for_new_ones_once_and_then_fail_by_the_server(
 
 
 def test_R1_an_order_whose_lifetime_is_surely_over_is_refused() -> None:
-    """Cloud time is at least what the newest accepted order says, plus what passed since; later orders were late."""
+    """Cloud time is at least what the order in force says, plus what passed since; a later order came too late."""
     rig = rig_with_order(10)
-    rig.now_ms += 50
-    rig.order(an_order(11, THIRD, issued_ms=500_000, lifetime_ms=500_000))
+    rig.now_ms += 5_000
+    rig.order(an_order(11, THIRD, issued_ms=1_000_020, lifetime_ms=4_000))
     assert rig.device.refused == {"expired": 1}
-    rig.order(an_order(11, THIRD, issued_ms=500_000, lifetime_ms=500_500))
+    rig.order(an_order(11, THIRD, issued_ms=1_000_020, lifetime_ms=5_000))
     assert rig.device.record.epoch == 11
+
+
+def test_R1_a_cloud_whose_clock_was_set_back_is_still_obeyed() -> None:
+    """One order signed by a clock that ran ahead must not make the device deaf."""
+    rig = rig_with_order(10)
+    rig.order(an_order(11, THIRD, issued_ms=9_000_000_000_000))
+    rig.order(an_order(12, NEW, issued_ms=1_000_020, lifetime_ms=1_000))
+    assert rig.device.record.epoch == 12
+    rig.lose_power()
+    rig.order(an_order(13, THIRD, issued_ms=1_000_030, lifetime_ms=1_000))
+    assert rig.device.record.epoch == 13
 
 
 def test_R1_while_busy_past_the_point_of_no_return_one_order_waits_and_the_newest_wins() -> None:
