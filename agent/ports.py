@@ -23,8 +23,8 @@ Stop = Callable[[], bool]  # asked between pieces of long work: True means stop 
 Tell = Callable[[int, int], None]  # bytes done, bytes in all
 
 
-class Stopped(Exception):  # noqa: N818 - not an error: the work was asked to stop
-    """The work was stopped by its `Stop`."""
+class Stopped(Exception):
+    """The work was asked to stop, by its `Stop`; no error."""
 
 
 class WorkFailed(DeviceError):
@@ -46,7 +46,7 @@ class FetchFailed(PeerError):
 
 
 class Trust(Protocol):
-    """Leads from an assignment to a verified manifest. Today the signed sha256 is the authority; TUF fills this port later."""
+    """Leads from an assignment to a verified manifest; the signed sha256 is the authority until TUF fills this port."""
 
     def manifest_of(self, order: Assignment) -> bytes:
         """Return the verified bytes of the assignment's manifest.

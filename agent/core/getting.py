@@ -68,7 +68,7 @@ def take(work: Workflow, happening: Happening, facts: Facts, acts: Acts) -> Work
     refusal = _refusal(order, held.update or "", held.release_counter, facts)
     if refusal is not None:
         return end(taken, failed(taken, facts, *refusal), acts)
-    taken, tag = tagged(replace(taken, state=_S.DOWNLOADING, phase="rehash", flipped=True), facts)
+    taken, tag = tagged(replace(taken, state=_S.DOWNLOADING, phase="rehash"), facts)
     acts.append(Rehash(tag, spare))
     return taken
 
@@ -108,7 +108,7 @@ def settled(work: Workflow, happening: Happening, facts: Facts, acts: Acts) -> W
 
 def prepare(work: Workflow, facts: Facts, acts: Acts) -> Workflow:
     """Fetch the manifest of the order in work; the slot is not touched yet."""
-    work, tag = tagged(replace(work, state=_S.DOWNLOADING, phase="manifest", flipped=False), facts)
+    work, tag = tagged(replace(work, state=_S.DOWNLOADING, phase="manifest"), facts)
     acts.append(Prepare(tag, order_of(work)))
     return work
 

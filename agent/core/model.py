@@ -87,7 +87,6 @@ class Workflow:
     slot: SlotName | None = None  # the slot this order is installed into
     phase: Literal["", "manifest", "files", "rehash"] = ""  # of downloading
     verdict: OutcomeReport | None = None  # decided on entering `reverting`, told at its end
-    flipped: bool = False  # the spare already held the target: no download (R25)
     tries: int = 0  # downloads that failed in this order
     refetched: bool = False  # a verification failed once, and was fetched anew
     refreshed: bool = False  # new addresses were asked for once

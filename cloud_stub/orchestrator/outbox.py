@@ -46,8 +46,7 @@ class Outbox:
         for device in stale:
             self.decided(turn, device)
         for device in turn.unit.unpublished(TURN_ROWS_MAX):
-            # One without an epoch takes an order in answer to its hello only (R3); that answer may be under way.
-            if device.reported_epoch is not None and device.id not in turn.ordered:
+            if device.id not in turn.ordered:  # else it was sent in answer to its hello
                 self.send_order(turn, device, nonce=None)
 
     def send_order(self, turn: Turn, device: DeviceRow, *, nonce: str | None) -> None:

@@ -33,7 +33,6 @@ FULL = Record(
         tries=2,
         stuck="no",
         ordinal=31,
-        flipped=True,
         health_held=True,
         cloud_reached=True,
     ),
