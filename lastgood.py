@@ -36,7 +36,9 @@ class Door:
 DOORS: Final[Mapping[str, Door]] = {
     "agent": Door("agent.cli", "cli", "Run the agent on a device, and look at its slots.", None),
     "cloud": Door("cloud_stub.cli.cloud", "cloud", "Start and keep the update service.", "cloud"),
-    "demo": Door("simulator.demo.command", "demo", "Watch an update reach a fleet, fail, and be taken back.", "sim"),
+    "demo": Door(
+        "simulator.demo.command", "demo", "Watch an update reach a fleet, fail, and be taken back.", "sim"
+    ),
     "deploy": Door(
         "cloud_stub.cli.deploy", "deploy", "Offer an update to a group, follow it, stop it.", "tools"
     ),

@@ -30,7 +30,9 @@ class Stopped(Exception):
 class WorkFailed(DeviceError):
     """A piece of work ended without its result; `reason` says whose fault it is (R10)."""
 
-    def __init__(self, reason: Reason, sentence: str, *, transient: bool = False, refresh: bool = False) -> None:
+    def __init__(
+        self, reason: Reason, sentence: str, *, transient: bool = False, refresh: bool = False
+    ) -> None:
         super().__init__(sentence)
         self.reason = reason
         self.transient = transient  # a later try may succeed
@@ -119,7 +121,9 @@ class Slots(Protocol):
 class Handler(Protocol):
     """Carries out one kind of step; others come in by entry point `lastgood.handlers`."""
 
-    def install(self, files: Mapping[str, Path], properties: Mapping[str, object], into: Path, *, stop: Stop) -> None:
+    def install(
+        self, files: Mapping[str, Path], properties: Mapping[str, object], into: Path, *, stop: Stop
+    ) -> None:
         """Write into the folder, and nowhere else.
 
         Raises:

@@ -316,7 +316,9 @@ def test_an_install_says_everything_it_needs(missing: str) -> None:
         read(Assignment, dump({key: value for key, value in whole.items() if key != missing}))
 
 
-@pytest.mark.parametrize("path", ["../b.json", "a/../b.json", "a//b.json", "a/./b.json", "/a.json", "a/.hidden"])
+@pytest.mark.parametrize(
+    "path", ["../b.json", "a/../b.json", "a//b.json", "a/./b.json", "/a.json", "a/.hidden"]
+)
 def test_a_target_never_leaves_the_repository(path: str) -> None:
     """A path with `..`, an empty part or a hidden name is refused."""
     target = {"update": "a/b:1.0", "path": path, "size_bytes": 1, "sha256": SHA}

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from hashlib import sha256
+from hashlib import sha256, shake_128
 from io import BytesIO
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from cloud_stub.adapters.files import PIECE_BYTES, FolderFiles, open_files
 from protocol.errors import OperatorError, ServiceError
 
 ROOT = Path(__file__).parents[3]  # where the children import from
-CONTENT = os.urandom(PIECE_BYTES + 17)  # more than one piece
+CONTENT = shake_128(b"content").digest(PIECE_BYTES + 17)  # more than one piece
 NAME = sha256(CONTENT).hexdigest()
 
 
@@ -157,7 +157,7 @@ from io import BytesIO
 from pathlib import Path
 from cloud_stub.adapters.files import open_files
 from protocol.errors import ServiceError
-from hashlib import sha256
+from hashlib import sha256, shake_128
 files = open_files(Path(sys.argv[1]))
 content = bytes(300_000)
 name = sha256(content).hexdigest()
