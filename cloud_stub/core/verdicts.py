@@ -6,10 +6,10 @@ R12, R15, R16, R18.
 """
 
 from dataclasses import replace
-from typing import Final
+from typing import Final, Literal
 
 from cloud_stub.core.chance import Chance
-from cloud_stub.core.counting import OPEN
+from cloud_stub.core.counting import OPEN, OUTSIDE
 from cloud_stub.core.rows import AssignmentRow, AssignmentState, DeploymentRow, DeviceRow
 from protocol.lifecycle import PAST_NO_RETURN, DeploymentState, WorkflowState
 from protocol.messages import OutcomeReport
@@ -25,10 +25,11 @@ ELSEWHERE_DELAY_MS: Final = (
 def began(
     row: AssignmentRow, phase: WorkflowState, bytes_done: int, bytes_total: int, now_ms: int, observed_ms: int
 ) -> AssignmentRow:
-    """Return the row after a device reported that it works on this attempt."""
+    """Return the row after a device reported that it works on this attempt; no bytes means that none were told."""
     if row.state not in OPEN or phase is WorkflowState.IDLE:
         return row
-    moved = phase is not row.phase or bytes_done != row.bytes_done or row.state is _S.PENDING
+    transferred = bytes_done != 0 and bytes_done != row.bytes_done
+    moved = phase is not row.phase or transferred or row.state is _S.PENDING
     return replace(
         row,
         state=_S.WORKING,
@@ -53,11 +54,13 @@ def settled(
 
     `newest_epoch` is the newest epoch the device accepted, for R18.
     """
+    if outcome.attempt == row.attempt - 1 and row.state in OPEN and row.reason is Reason.TIMED_OUT:
+        return _told_late(row, outcome, now_ms)
     if outcome.attempt != row.attempt:
         return row
     if outcome.reason is Reason.FELL_BACK and row.state is _S.SUCCEEDED:
         return _fallen_back(row, deployment, outcome, newest_epoch, now_ms)
-    if row.state not in OPEN and not row.guessed:
+    if row.state not in OPEN and not _is_presumed(row, outcome):
         return row
     if outcome.result is Result.SUCCEEDED:
         return _succeeded(row, outcome, now_ms)
@@ -96,19 +99,22 @@ def timed_out(
     )
     party = fault_of(Reason.TIMED_OUT, row.phase)
     failed = _with_failure(row, Reason.TIMED_OUT, party, detail, now_ms)
-    return _with_retry(replace(failed, guessed=True), deployment, now_ms, chance)
+    alone = failed.counted and not row.counted  # a failure that counted before stands whatever the device will say
+    return _with_retry(replace(failed, guessed=alone), deployment, now_ms, chance)
 
 
 def retried(row: AssignmentRow, *, by_operator: bool, now_ms: int) -> AssignmentRow:
-    """Return the row with a new attempt; only an operator's retry suspends a counted failure (R15)."""
+    """Return the row with a new attempt; only an operator's retry suspends a counted failure (R15).
+
+    Reason and `guessed` stay: they say what ended the attempt before, whose own verdict may still come (R16).
+    """
     elsewhere = row.party in (Party.SERVER, Party.NETWORK)
     return replace(
         row,
         state=_S.PENDING,
         attempt=row.attempt + 1,
         phase=WorkflowState.IDLE,
-        suspended=row.counted if by_operator else row.suspended,
-        guessed=False,
+        suspended=by_operator or row.suspended,
         retries_used=row.retries_used + (0 if by_operator or elsewhere else 1),
         retry_at_ms=None,
         cancel=None,
@@ -122,8 +128,8 @@ def retried(row: AssignmentRow, *, by_operator: bool, now_ms: int) -> Assignment
 def left(row: AssignmentRow, now_ms: int) -> AssignmentRow:
     """Return the row after its device left the group: dropped before its attempt started, else moved on (rule 3)."""
     if row.state is _S.PENDING:
-        return _ended_without_verdict(row, _S.DROPPED, "left the group before it began", now_ms)
-    return replace(row, moved_on=True, updated_ms=now_ms)
+        row = _ended_without_verdict(row, _S.DROPPED, "left the group before it began", now_ms)
+    return replace(row, moved_on=True, retry_at_ms=None, updated_ms=now_ms)
 
 
 def cancel_sent(row: AssignmentRow, now_ms: int) -> AssignmentRow:
@@ -141,6 +147,45 @@ def cancel_answered(row: AssignmentRow, answer: str, now_ms: int) -> AssignmentR
     return _ended_without_verdict(row, _S.CANCELED, "canceled", now_ms) if row.state in OPEN else row
 
 
+def _is_presumed(row: AssignmentRow, outcome: OutcomeReport) -> bool:
+    """Return whether a closed row only says what the cloud presumed, which the device's own verdict replaces (R16).
+
+    A time-out is presumed; so is that a member which left had not begun, and that it runs what it last said it ran.
+    """
+    if outcome.result is Result.ABANDONED:
+        return False
+    if row.state is _S.FAILED:
+        return row.reason is Reason.TIMED_OUT
+    if row.state is _S.SUCCEEDED:
+        return row.already_there and outcome.result is Result.FAILED
+    return row.state in OUTSIDE and row.sha256 is not None
+
+
+def _told_late(row: AssignmentRow, outcome: OutcomeReport, now_ms: int) -> AssignmentRow:
+    """Return a row that is open again after a time-out, now that the device says how that attempt really ended.
+
+    Only what counts follows (R16); the attempt that is open goes on.
+    """
+    stands = row.counted and not row.guessed
+    if outcome.result is Result.FAILED:
+        reason = outcome.reason or Reason.HANDLER_FAILED
+        party = fault_of(
+            reason, outcome.phase, reach_ms=outcome.reach_ms, reach_limit_ms=outcome.reach_limit_ms
+        )
+        counted = stands or party is Party.UPDATE
+        return replace(
+            row, reason=reason, party=party, detail=outcome.detail, counted=counted, guessed=False
+        )
+    if outcome.result is Result.SUCCEEDED and outcome.running_sha256 == row.sha256:
+        began_ms = row.began_ms or now_ms  # it did switch, so that it will not be called already there (R13)
+        return replace(row, reason=None, party=None, counted=False, guessed=False, began_ms=began_ms)
+    return row
+
+
+def _after_verdict(row: AssignmentRow) -> Literal["sent", "canceled", "too_late"] | None:
+    return "too_late" if row.cancel == "sent" else row.cancel  # it ran to its verdict all the same (R5)
+
+
 def _succeeded(row: AssignmentRow, outcome: OutcomeReport, now_ms: int) -> AssignmentRow:
     if outcome.running_sha256 != row.sha256:
         return row  # success is judged by what runs, and not by the word alone (rule 10)
@@ -156,6 +201,7 @@ def _succeeded(row: AssignmentRow, outcome: OutcomeReport, now_ms: int) -> Assig
         suspended=False,
         guessed=False,
         retry_at_ms=None,
+        cancel=_after_verdict(row),
         updated_ms=now_ms,
     )
 
@@ -173,10 +219,12 @@ def _with_failure(
     row: AssignmentRow, reason: Reason, party: Party, detail: str, now_ms: int
 ) -> AssignmentRow:
     """Return the failed row. A guess about this attempt that counted is withdrawn when the truth does not count."""
-    stands = row.counted and not row.guessed
+    stands = row.counted and not (row.guessed and row.state is _S.FAILED)
     return replace(
         row,
         state=_S.FAILED,
+        already_there=False,
+        cancel=_after_verdict(row),
         reason=reason,
         party=party,
         detail=detail,
@@ -188,8 +236,8 @@ def _with_failure(
 
 
 def _with_retry(row: AssignmentRow, deployment: DeploymentRow, now_ms: int, chance: Chance) -> AssignmentRow:
-    if deployment.state is not DeploymentState.ACTIVE:
-        return row
+    if deployment.state is not DeploymentState.ACTIVE or row.moved_on:
+        return replace(row, retry_at_ms=None)  # nobody would be offered it again
     if row.party in (Party.SERVER, Party.NETWORK):
         tries = row.tries_elsewhere + 1
         wait = _full_jitter(ELSEWHERE_DELAY_MS, tries - 1, chance)
@@ -207,12 +255,13 @@ def _full_jitter(first_ms: int, doublings: int, chance: Chance) -> int:
 
 
 def _abandoned(row: AssignmentRow, outcome: OutcomeReport, now_ms: int) -> AssignmentRow:
-    if row.guessed:
+    if row.state not in OPEN:
         return row
     if outcome.abandoned is Abandoned.CANCELED:
         ended = _ended_without_verdict(row, _S.CANCELED, "canceled", now_ms)
         return replace(ended, cancel="canceled")
-    return _ended_without_verdict(row, _S.DROPPED, f"abandoned: {outcome.abandoned or 'unknown'}", now_ms)
+    ended = _ended_without_verdict(row, _S.DROPPED, f"abandoned: {outcome.abandoned or 'unknown'}", now_ms)
+    return replace(ended, cancel="canceled") if row.cancel == "sent" else ended
 
 
 def _ended_without_verdict(
@@ -220,7 +269,9 @@ def _ended_without_verdict(
 ) -> AssignmentRow:
     """Return the row without a verdict of this attempt; a failure that a retry suspended counts again (R15)."""
     if row.counted:
-        return replace(row, state=_S.FAILED, suspended=False, detail=detail, updated_ms=now_ms)
+        return replace(
+            row, state=_S.FAILED, suspended=False, detail=detail, retry_at_ms=None, updated_ms=now_ms
+        )
     return replace(
         row, state=state, phase=WorkflowState.IDLE, detail=detail, retry_at_ms=None, updated_ms=now_ms
     )

@@ -50,11 +50,10 @@ class Backstage:
     def __init__(self, folder: Path, broker: str, show: Callable[[str], None]) -> None:
         self.folder = folder
         self.data = folder / "cloud"
-        self._broker = broker
+        self.broker = broker
         self._show = show
         self._stack = contextlib.ExitStack()
         self._api: CloudApi | None = None
-        self.pids: list[int] = []
 
     def __enter__(self) -> "Backstage":
         (self.folder / "configs").symlink_to(_CHECKOUT / "configs")
@@ -69,12 +68,10 @@ class Backstage:
         Raises:
             ServiceError: it did not come up.
         """
-        own = OwnCloud(self.data, self._broker, HEARTBEAT_S)
+        own = OwnCloud(self.data, self.broker, HEARTBEAT_S)
         self._stack.callback(own.stop)
         self._api = own.start()
         self._stack.callback(self._api.close)
-        if own.pid is not None:
-            self.pids.append(own.pid)
         return self.until(
             "the cloud greets", lambda: own.greeting() if "data" in own.greeting() else None, START_S
         )
@@ -151,8 +148,13 @@ class Backstage:
         return self._stack.enter_context(context)
 
     def left_over(self) -> list[int]:
-        """Return the processes of ours that are still there after the end."""
-        return [pid for pid in self.pids if Path(f"/proc/{pid}").exists()]
+        """Return the processes that still work in the demo's folder: applications that agents started included."""
+        mark = os.fsencode(self.folder)
+        return [
+            int(entry.name)
+            for entry in Path("/proc").iterdir()
+            if entry.name.isdigit() and mark in _command_of(entry)
+        ]
 
     def _spawn(self, name: str, words: Sequence[str]) -> subprocess.Popen[bytes]:
         log: IO[bytes] = self._stack.enter_context((self.folder / f"{name}.log").open("wb"))
@@ -165,7 +167,6 @@ class Backstage:
             env=self._environment(),
             start_new_session=True,  # Ctrl-C is for the demo, which ends its processes in order
         )
-        self.pids.append(process.pid)
         self._stack.callback(_end, process)
         return process
 
@@ -185,6 +186,13 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def _command_of(process: Path) -> bytes:
+    try:
+        return (process / "cmdline").read_bytes()
+    except OSError:
+        return b""  # it ended while we looked
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -31,7 +31,6 @@ def demo(broker: str, seed: int, quick: bool, keep: bool) -> None:
     """An update reaches a fleet, a bad one fails on real slots, and the group goes back by policy."""
     began_s = time.monotonic()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # end as Ctrl-C does: with everything ended
-    click.echo(f"lastgood demo --seed {seed} --broker {broker}{' --quick' if quick else ''}")
     with tempfile.TemporaryDirectory(prefix="lastgood-demo-") as folder:
         with Backstage(Path(folder), broker, _typed) as backstage:
             try:
@@ -55,7 +54,7 @@ def _typed(command: str) -> None:
 
 def _show_logs(folder: Path) -> None:
     """Print the ends of the logs, which say why."""
-    for log in sorted(folder.glob("*.log")):
+    for log in sorted(folder.rglob("*.log")):
         text = log.read_text(errors="replace")
         if text:
             click.echo(f"--- {log.name}\n{text[-2_000:]}", err=True)

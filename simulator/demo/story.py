@@ -65,6 +65,9 @@ class Story:
         """Start the cloud; the page's address comes first."""
         told = self.backstage.start_cloud()
         click.echo(click.style(f"Follow it in a browser: {told['pages']}", bold=True))
+        self.say(
+            f"the same story again: lastgood demo --seed {self.cast.seed} --broker {self.backstage.broker}"
+        )
         self.say(f"a cloud is up; its broker is {told['broker']}")
         self.say(f"everything it writes lies in {self.backstage.data}")
 

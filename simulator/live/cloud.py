@@ -147,11 +147,6 @@ class OwnCloud:
         self._heartbeat_s = heartbeat_s
         self._process: subprocess.Popen[bytes] | None = None
 
-    @property
-    def pid(self) -> int | None:
-        """The process, while there is one."""
-        return self._process.pid if self._process else None
-
     def greeting(self) -> dict[str, str]:
         """Return what it printed when it came up: pages, API, broker and data."""
         lines = (self.data / "cloud.log").read_text(errors="replace").splitlines()
