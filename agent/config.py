@@ -141,6 +141,11 @@ def parse(fields: Mapping[str, Any], state: Path) -> AgentSettings:
     limits, slots = top.table("limits"), top.table("slots")
     backend = slots.choice("backend", ("directory",), "directory")
     assert backend == "directory"  # the only one so far; others come with their own settings
+    if "device" not in fields:
+        raise OperatorError(
+            f"{state} belongs to no device yet: run the line that `lastgood device add` printed, "
+            "or give 'device' and its token with --config."
+        )
     device = check_device_id(top.text("device"))
     settings = AgentSettings(
         device=device,
@@ -265,7 +270,8 @@ def _application(table: Table, state: Path) -> ApplicationSettings:
         raise OperatorError("'application.unit' is missing: the systemd unit that runs from the booted slot.")
     if (settings.command and kind != "process") or (settings.unit and kind != "systemd"):
         raise OperatorError(
-            f"'application.kind' is {kind!r}, which has no use for the command or unit given beside it."
+            f"'application.kind' is {kind!r}, which has no use for the command or unit given beside it: "
+            'a command wants kind = "process", a unit wants kind = "systemd".'
         )
     return settings
 

@@ -201,7 +201,10 @@ class Service:
                 tick_at_ms = self._orchestrator.due_ms(now)
             self._sent = []
             if inputs:
-                self._turn(inputs, items, now)
+                try:
+                    self._turn(inputs, items, now)
+                except Exception:  # the outermost loop: without this thread nothing would be heard any more
+                    log.exception("a turn of %d inputs failed", len(inputs))
             if stopping:
                 return
 
@@ -223,30 +226,37 @@ class Service:
         try:
             publishes = self._orchestrator.handle(inputs, now)
         except ServiceError as error:
-            log.error("%s", error)  # its sentence says all; unacknowledged messages come again
+            # its sentence says all; devices say again what was not acknowledged to them (R6)
+            log.error("%s", error)
             publishes = []
             time.sleep(RETRY_AFTER_ERROR_S)
-        except Exception:  # the outermost loop: a fault in one batch must not end the service
+        except Exception:  # a fault in one batch must not end the service; who asked was told by `handle`
             log.exception("a batch of %d inputs failed", len(inputs))
             publishes = []
-            for item in items:
-                if isinstance(item.input, Asked) and item.input.reply.result is None:
-                    item.input.reply.error = ServiceError(
-                        "The cloud failed to do this; its log has the details."
-                    )
-        if self._orchestrator.accounts_changed:
-            self._tell_new_accounts()
-        for publish in publishes:
-            self._publish(publish)
-        for item in items:
-            if item.done:
-                item.done()
-            if item.event:
-                item.event.set()
+        try:
+            if self._orchestrator.accounts_changed:
+                self._tell_new_accounts()
+            for publish in publishes:
+                self._publish(publish)
+        finally:
+            self._answer(items)
         if len(inputs) > 1 or not isinstance(inputs[0], Ticked) or publishes:
             with self._changes.condition:
                 self._changes.counter += 1
                 self._changes.condition.notify_all()
+
+    def _answer(self, items: list[_Item]) -> None:
+        """Wake who asked, and take the messages from the broker, also after a turn that failed.
+
+        A broker sends again what is left unacknowledged only on a new connection, and meanwhile its window would
+        fill: what is sent again in time is what a device has no acknowledgement of the cloud for (R6).
+        """
+        for item in items:
+            if item.event:
+                item.event.set()
+        for item in items:
+            if item.done:
+                item.done()
 
     def _publish(self, message: Publish) -> None:
         self._link.publish(message.topic, message.payload, message.qos, content_type="application/json")

@@ -35,6 +35,7 @@ from protocol.identity import check_device_id
 from protocol.topics import DEFAULT_PREFIX, Kind, Topics
 
 POLL_S: Final = 0.2  # how late `--for` may end, at most
+LEFT_OUT_TOLD_MAX: Final = 5  # lines of a recording: a file of another kind has thousands
 DEFAULT_DATA: Final = "./lastgood-data"
 
 P = ParamSpec("P")
@@ -242,18 +243,22 @@ class _Live:
 
 def _recorded(name: str, pick: Pick, device: str) -> Generator[Seen, None, None]:
     others: set[str] = set()
-    found = False
+    found, left_out = False, 0
     for number, line in enumerate(lines_of(name), start=1):
         try:
             seen = from_json(line)
         except MessageRefused as error:
-            _note(f"line {number} is left out: {error}")
+            left_out += 1
+            if left_out <= LEFT_OUT_TOLD_MAX:
+                _note(f"line {number} is left out: {error}")
             continue
         if pick.keeps(seen):
             found = found or seen.device == device
             yield seen
         elif seen.device:
             others.add(seen.device)
+    if left_out > LEFT_OUT_TOLD_MAX:
+        _note(f"{left_out} lines are left out in all; is {name} what `lastgood mqtt tail --json` wrote?")
     if not found:
         known = ", ".join(escape(other) for other in sorted(others)[:10]) or "none"
         _note(f"{name} has no message of {device}; devices in it: {known}{' …' if len(others) > 10 else ''}")

@@ -31,7 +31,7 @@ def check_device_id(text: str) -> str:
     if not re.fullmatch(DEVICE_ID_PATTERN[1:-1], text) or text in RESERVED_DEVICE_IDS:
         raise OperatorError(
             f"{text!r} is not a device id: use 1 to 64 letters, digits, dots, dashes and underscores, "
-            f"beginning with a letter or digit, and not {', '.join(sorted(RESERVED_DEVICE_IDS))}."
+            f"beginning with a letter or digit, and other than {', '.join(map(repr, sorted(RESERVED_DEVICE_IDS)))}."
         )
     return text
 

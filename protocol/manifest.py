@@ -205,6 +205,8 @@ def _steps_of(fields: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _sentence(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part) for part in first["loc"]) or "as a whole"
+    where = ".".join(str(part) for part in first["loc"])
     what = first["msg"].removeprefix("Value error, ")
+    if not where:
+        return f"The manifest is not valid: {what}. Mend it and import it again."
     return f"The manifest is not valid at {where}: {what}. Mend that field and import it again."

@@ -192,7 +192,7 @@ def _virtual(scenario: Scenario, options: Options, console: Console) -> Ending:
         console,
         f"{done.virtual_ms / 1_000:,.0f} s of virtual time in {time.monotonic() - began:.1f} s: "
         f"{done.messages} messages ({done.lost} lost), {done.power_losses} power losses, "
-        f"{done.cloud_starts} starts of the cloud, "
+        f"{done.cloud_starts} start{'' if done.cloud_starts == 1 else 's'} of the cloud, "
         f"{done.checks} checks of invariants, trace {done.trace}",
     )
     return done.ending

@@ -45,6 +45,7 @@ class Link:
         self._on_message: OnMessage | None = None
         self._on_link: OnLink | None = None
         self._stopping = False
+        self._away_told = False  # once for each time it is away: paho tries every few seconds
 
     def start(self, on_message: OnMessage, on_link: OnLink) -> None:
         """Connect, and hand on what arrives, from paho's thread.
@@ -84,6 +85,7 @@ class Link:
         client.on_connect = self._connected
         client.on_subscribe = self._subscribed
         client.on_disconnect = self._disconnected
+        client.on_connect_fail = self._unreachable
         client.on_message = self._arrived
         client.on_socket_open = _at_once
         self._client = client
@@ -108,6 +110,9 @@ class Link:
     def _subscribed(
         self, _client: paho.Client, _data: Any, _mid: int, reasons: list[ReasonCode], _p: Any
     ) -> None:
+        if self._away_told:
+            log.warning("connected to the broker at %s:%d", *self._address)
+        self._away_told = False
         if any(reason.is_failure for reason in reasons):
             log.error("the broker does not let the cloud read what devices say; check its access list")
             return
@@ -120,8 +125,14 @@ class Link:
         if self._stopping:
             return
         log.warning("the connection to the broker ended: %s", reason)
+        self._away_told = True
         if self._on_link:
             self._on_link(False)
+
+    def _unreachable(self, _client: paho.Client, _data: Any) -> None:
+        if not self._away_told and not self._stopping:
+            log.warning("the broker at %s:%d cannot be reached; trying again", *self._address)
+        self._away_told = True
 
     def _fall_back(self, client: paho.Client) -> None:
         """Speak 3.1.1 with a new client; the old one's thread ends with its connection."""

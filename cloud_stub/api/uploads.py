@@ -178,9 +178,15 @@ def receive(body: Body, files: Files, check: Callable[[Manifest], None]) -> byte
             raise OperatorError(f"The import has a part {part.part_name!r}; only manifest and file are read.")
         _store(part, manifest, files)
     for name, file in manifest.files.items():
-        if files.path(file.sha256) is None:
+        stored = files.path(file.sha256)
+        if stored is None:
             raise OperatorError(
                 f"The file {name!r} of the manifest is missing; put it beside the manifest and import again."
+            )
+        if (size_bytes := stored.stat().st_size) != file.sizeInBytes:
+            raise OperatorError(
+                f"The manifest says {file.sizeInBytes} bytes of the file {name!r}, and the file with its sha256 has "
+                f"{size_bytes}; mend the manifest."
             )
     return data
 

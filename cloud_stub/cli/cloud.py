@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import click
 import uvicorn
@@ -40,6 +41,7 @@ from protocol.messages import Repository
 from protocol.topics import DEFAULT_PREFIX, Topics
 
 HOST: Final = "127.0.0.1"  # loopback by default; another address is an operator's explicit word
+ANY_HOST: Final = ("", "0.0.0.0", "::")  # noqa: S104  # they are told apart here, not listened on
 DATA_DEFAULT: Final = "lastgood-data"
 SETUP_CODE_BYTES: Final = 16
 SHUTDOWN_S: Final = 3  # for pages that follow a deployment live: they end with the cloud
@@ -55,13 +57,18 @@ def cloud() -> None:
               show_default=True, help="Folder of everything the cloud keeps.")  # fmt: skip
 @click.option("--host", default=HOST, show_default=True, help="Address that the API and the pages listen on.")
 @click.option(
-    "--port", type=int, default=None, help="Port of API and pages; 0 takes a free one. [last one, or 8080]"
+    "--port",
+    type=click.IntRange(0, 65_535),
+    metavar="INTEGER",
+    default=None,
+    help="Port of API and pages; 0 takes a free one. [last one, or 8080]",
 )
 @click.option("--broker", default="auto", show_default=True,
               help="auto, mosquitto, embedded, or the mqtt:// address of your own.")  # fmt: skip
 @click.option(
     "--broker-port",
-    type=int,
+    type=click.IntRange(0, 65_535),
+    metavar="INTEGER",
     default=None,
     help="Port for devices; 0 takes a free one. [last one, or a free one]",
 )
@@ -86,13 +93,14 @@ def up(
     """Start the update service, and keep it until Ctrl-C."""
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    address = _address(url, host)
     with locked(data / "lock"):
         ports = _Ports.load(data)
         listener = _listener(host, ports.http if port is None else port)
         http_port = listener.getsockname()[1]
         wanted_port = ports.broker if broker_port is None else broker_port or None
         options = _Options(
-            data, broker, wanted_port, url or f"http://{host}:{http_port}", prefix, int(heartbeat * 1000)
+            data, broker, wanted_port, address or f"http://{host}:{http_port}", prefix, int(heartbeat * 1000)
         )
         assembly = assemble(options, click.echo)
         _Ports(http_port, assembly.broker.port).save(data)
@@ -187,7 +195,7 @@ def _serve(
         if keeper is not None:
             keeper.stop()
         assembly.service.stop()
-        say("The cloud has stopped; `lastgood cloud up` goes on where it was.")
+        say(f"The cloud has stopped; `lastgood cloud up{_where(options)}` goes on where it was.")
 
 
 class _Server(uvicorn.Server):
@@ -209,9 +217,12 @@ def _greet(options: _Options, assembly: Assembly, setup_code: str, say: Callable
     say(f"API      {options.url}/api/v1  (token in {options.data / 'client.json'})")
     say(f"broker   mqtt://{broker.host}:{broker.port}  {broker.engine}: {broker.limit}")
     say(f"data     {options.data.resolve()}")
-    where = "" if str(options.data) == DATA_DEFAULT else f" --data {options.data}"
-    say(f"Add a device with:  lastgood device add ID{where}")
+    say(f"Add a device with:  lastgood device add ID{_where(options)}")
     sys.stdout.flush()
+
+
+def _where(options: _Options) -> str:
+    return "" if str(options.data) == DATA_DEFAULT else f" --data {options.data}"
 
 
 def _write_client_files(options: _Options, assembly: Assembly) -> None:
@@ -252,6 +263,27 @@ class _Ports:
         replace_file(data / "ports.json", json.dumps({"http": self.http, "broker": self.broker}).encode())
 
 
+def _address(url: str | None, host: str) -> str | None:
+    """Return the address that devices are told, or None when it is that of the listener."""
+    if url is None:
+        if host in ANY_HOST:
+            raise OperatorError(
+                f"--host {host} listens everywhere and is no address that a device can reach; "
+                "give that with --url, such as --url http://updates.example.com:8080."
+            )
+        return None
+    try:
+        parts = urlsplit(url)
+        usable = (
+            parts.scheme in ("http", "https") and parts.hostname and not parts.query and not parts.fragment
+        )
+    except ValueError:
+        usable = False
+    if not usable:
+        raise OperatorError(f"--url {url!r} is not an address; write it as http://host:port.")
+    return url.rstrip("/")
+
+
 def _listener(host: str, port: int) -> socket.socket:
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -260,6 +292,6 @@ def _listener(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise OperatorError(
-            f"Port {port} on {host} cannot be used: {error.strerror}. Choose another with --port."
+            f"Port {port} on {host} cannot be used: {error.strerror}. Choose another with --port or --host."
         ) from error
     return listener

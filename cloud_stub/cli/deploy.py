@@ -170,7 +170,8 @@ def cancel(cloud: Cloud, deployment: str, as_json: bool) -> None:
     if as_json:
         say_json(row)
     else:
-        click.echo(f"Deployment {row['id']} is {row['state']}. Devices past the switch run to their verdict.")
+        told = " Devices past the switch run to their verdict." if row["started_ms"] is not None else ""
+        click.echo(f"Deployment {row['id']} is {row['state']}.{told}")
 
 
 @deploy.command()

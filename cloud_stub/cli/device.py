@@ -44,7 +44,7 @@ def list_(cloud: Cloud, group: str | None, as_json: bool) -> None:
         say_json(rows)
         return
     say_table(
-        ("device", "group", "runs", "doing", "", "seen"),
+        ("device", "group", "runs", "doing", "connection", "seen"),
         (
             (
                 row["id"],
@@ -87,7 +87,7 @@ def show(cloud: Cloud, device_id: str, as_json: bool) -> None:
                 ("online" if row["online"] else "offline") + (", cloned: holds" if row["cloned"] else ""),
             ),
             ("seen", instant(row["last_seen_ms"]) or "never"),
-            ("epoch", f"{row['epoch']}, reported {row['reported_epoch']}"),
+            ("epoch", f"{row['epoch']}, {_reported(row['reported_epoch'])}"),
             ("floor", row["floor"]),
             ("agent", row["agent_version"]),
         )
@@ -134,6 +134,10 @@ def why(cloud: Cloud, device_id: str, as_json: bool) -> None:
         return
     for sentence in found["why"]:
         click.echo(sentence)
+
+
+def _reported(epoch: int | None) -> str:
+    return "none reported yet" if epoch is None else f"reported {epoch}"
 
 
 def outcome(row: Any) -> str:

@@ -8,6 +8,7 @@ import os
 import stat
 import tarfile
 from collections.abc import Iterator
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import IO, Final, cast
@@ -40,16 +41,21 @@ def pack(folder: Path, archive: Path) -> tuple[int, str]:
     """Write `folder` into `archive`; return its size in bytes and its sha256 in hexadecimal.
 
     Raises:
-        OperatorError: the folder is none, is empty, cannot be read, or holds what no slot may hold.
+        OperatorError: the folder is none, is empty, cannot be read, holds what no slot may hold, or would hold the
+            archive itself.
     """
     if not folder.is_dir():
         raise OperatorError(f"{folder} is not a folder; name the folder whose content the update installs.")
+    if archive.resolve().is_relative_to(folder.resolve()):
+        raise OperatorError(
+            f"{archive} would lie in {folder} itself, and in the next update made of it; name a folder beside it."
+        )
     members = list(_members(folder))
     if not members:
         raise OperatorError(f"{folder} is empty; an update has to install something.")
-    archive.parent.mkdir(parents=True, exist_ok=True)
     unfinished = archive.with_name(archive.name + ".unfinished")
     try:
+        archive.parent.mkdir(parents=True, exist_ok=True)
         with unfinished.open("wb") as target:
             hashing = _Hashing(target)
             with tarfile.open(
@@ -63,7 +69,8 @@ def pack(folder: Path, archive: Path) -> tuple[int, str]:
             f"{folder} cannot be packed into {archive}: {error.strerror} ({error.filename})."
         ) from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that refused to write may refuse this too: the first reason is told
+            unfinished.unlink(missing_ok=True)
     return hashing.result
 
 

@@ -4,11 +4,12 @@ It raises no epoch and sends nothing: the orchestrator asks it for every device 
 depends on the rows alone, so asking twice changes nothing. Source: DESIGN.md section 3, RULES.md R17, R19, R20, R22.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from cloud_stub.core.counting import OPEN, VERDICTS
-from cloud_stub.core.places import Catalog, first_that_fits, is_at, why_unprotected
+from cloud_stub.core.places import Catalog, first_that_fits, is_at, properties_of, why_unprotected
 from cloud_stub.core.rows import AssignmentRow, AssignmentState, DeploymentRow, DeviceRow, UpdateRow
 
 _S = AssignmentState
@@ -45,6 +46,7 @@ class Situation:
     catalog: Catalog
     restored: bool  # the store is an old backup, and nobody has said to go on (R2)
     now_ms: int
+    caused: AssignmentRow | None = None  # the device's row in the deployment whose trip made the active one
 
 
 def offer(device: DeviceRow, situation: Situation) -> Offer:
@@ -53,15 +55,18 @@ def offer(device: DeviceRow, situation: Situation) -> Offer:
     if held or situation.active is None:
         return Offer(_hold(held or "its group has no active deployment", situation.mine or situation.last))
     active = situation.active
-    update = first_that_fits(active.updates, situation.catalog, device.properties)
+    update = first_that_fits(active.updates, situation.catalog, _judged_by(device, situation))
     row = situation.mine or AssignmentRow(active.id, device.id, _S.DROPPED, device.class_key or "", attempt=0)
-    row = replace(
-        row, class_key=device.class_key or row.class_key, moved_on=False, updated_ms=situation.now_ms
-    )
+    row = replace(row, moved_on=False, updated_ms=situation.now_ms)
+    if row.state in VERDICTS and update is None:
+        # a verdict stays, and with it the class that it was about (R17)
+        return Offer(_hold("no update of the deployment fits its class any more", None), row)
+    if row.state not in VERDICTS:
+        row = replace(row, class_key=device.class_key or row.class_key)
     if update is None:
         return _outside(row, _S.INCOMPATIBLE, "no update of the deployment fits its class", situation)
     why = _why_not_safe(device, update, active, situation.catalog)
-    if why and row.state not in VERDICTS:
+    if why and (row.state not in VERDICTS or _is_to_install(device, row, update, situation)):
         return _outside(row, _S.UNPROTECTED, why, situation)
     if update.withdrawn_ms is not None and not _was_deployed_withdrawn(active, update):
         return Offer(_hold(f"{update.update} was withdrawn", row), situation.mine)
@@ -77,14 +82,9 @@ def _offered(
         return Offer(_hold("its attempt failed; a retry would offer it again", None), row)
     if row.state is _S.CANCELED and same_target:
         return Offer(_hold("its attempt was canceled", None), row)
-    came_back = situation.mine is not None and situation.mine.moved_on
-    settled_elsewhere = (
-        row.state is _S.SUCCEEDED and same_target and came_back and not is_at(device, update.sha256)
-    )
-    fresh = not same_target or row.state not in (*OPEN, _S.SUCCEEDED) or settled_elsewhere
-    if fresh:
+    if _is_to_install(device, row, update, situation):
         row = replace(
-            AssignmentRow(active.id, device.id, _S.PENDING, row.class_key),
+            AssignmentRow(active.id, device.id, _S.PENDING, device.class_key or row.class_key),
             update=update.update,
             sha256=update.sha256,
             attempt=row.attempt + 1,
@@ -107,9 +107,26 @@ def _offered(
     return Offer(order, row)
 
 
+def _is_to_install(device: DeviceRow, row: AssignmentRow, update: UpdateRow, situation: Situation) -> bool:
+    """Return whether the offer opens a new attempt: a new member, another target, or one that came back (R19)."""
+    if row.sha256 != update.sha256:
+        return True
+    if row.state is _S.SUCCEEDED:
+        came_back = situation.mine is not None and situation.mine.moved_on
+        return came_back and not is_at(device, update.sha256)
+    return row.state not in (*OPEN, _S.FAILED, _S.CANCELED)
+
+
+def _judged_by(device: DeviceRow, situation: Situation) -> Mapping[str, str]:
+    """Return the properties by which an update fits; after a trip those recorded with the bad update (R17)."""
+    caused = situation.caused
+    recorded = properties_of(caused.class_key) if caused and caused.sha256 else None
+    return device.properties if recorded is None else recorded
+
+
 def _outside(row: AssignmentRow, state: AssignmentState, why: str, situation: Situation) -> Offer:
-    outside = replace(row, state=state, detail=why, attempt=max(row.attempt, 1))
-    return Offer(_hold(why, situation.last), outside)
+    outside = replace(row, state=state, detail=why, attempt=max(row.attempt, 1), suspended=False)
+    return Offer(_hold(why, row if row.state in OPEN else situation.last), outside)
 
 
 def _hold(why: str, row: AssignmentRow | None) -> Order:

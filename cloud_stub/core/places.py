@@ -44,6 +44,13 @@ def class_key_of(properties: Mapping[str, str]) -> str:
     return f"{text[:_CLASS_CHARACTERS_MAX]}… {sha256(text.encode()).hexdigest()[:12]}"
 
 
+def properties_of(class_key: str) -> Mapping[str, str] | None:
+    """Return the properties that make a device class: the inverse of `class_key_of`, or None when the key was cut."""
+    pairs = [pair.partition("=") for pair in class_key.split(", ")]
+    properties = {name: value for name, _, value in pairs}
+    return properties if class_key_of(properties) == class_key else None
+
+
 def may_change_place(work_state: WorkflowState) -> bool:
     """Return whether tags and properties of this report take effect; those of a trial wait for the commit (R17)."""
     return work_state not in PAST_NO_RETURN

@@ -27,14 +27,16 @@ class Reading:
         return 100 * self.failed / self.base if self.base else 0.0
 
 
-def trips(policy: Policy, failed: int, base: int) -> bool:
+def trips(policy: Policy, failed: int, base: int, group: int | None = None) -> bool:
     """Return whether the policy trips at these numbers, in integers.
 
-    A group that shrank below `failed_count` trips when every compatible member has failed (R23).
+    A group that shrank below `failed_count` trips when every compatible member has failed (R23). `group` is the base
+    `group` where `base` is another one: the first failure of all that tried is not yet the failure of all.
     """
     if failed == 0 or policy.disarmed:
         return False
-    enough = failed >= policy.failed_count or (0 < base <= failed)
+    whole = base if group is None else group
+    enough = failed >= policy.failed_count or (0 < whole <= failed)
     share = 100 * failed >= policy.failed_percent * base
     return (enough and share) if policy.match == "all" else (enough or share)
 
@@ -66,7 +68,8 @@ def arithmetic(policy: Policy, base: int) -> str:
     """Return in one sentence what it takes to trip the policy in a group of `base` compatible members (R23)."""
     joined = "and" if policy.match == "all" else "or"
     whole = "the group" if policy.percent_of == "group" else "those that tried it"
-    rule = f"{policy.failed_count} devices {joined} {policy.failed_percent} % of {whole} have failed"
+    devices = "1 device" if policy.failed_count == 1 else f"{policy.failed_count} devices"
+    rule = f"{devices} {joined} {policy.failed_percent} % of {whole} have failed"
     needed = failures_needed(policy, base)
     if needed is None:
         return f"Not armed: the group has no compatible member yet; it goes back when {rule}."
@@ -75,7 +78,8 @@ def arithmetic(policy: Policy, base: int) -> str:
             f"Not armed until {policy.failed_count} members: the group has {base}, and the policy asks that {rule}; "
             f"until then it goes back only when all {base} have failed."
         )
-    return f"Goes back when {rule}: with {base} compatible members that is {needed} failed."
+    members = "1 compatible member" if base == 1 else f"{base} compatible members"
+    return f"Goes back when {rule}: with {members} that is {needed} failed."
 
 
 def frozen(policy: Policy, failed: int, base: int, at_ms: int) -> Trip:

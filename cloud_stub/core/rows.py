@@ -149,8 +149,8 @@ class AssignmentRow:
     counted: bool = (
         False  # a failure by the update's fault stands against it, until a success clears it (R15)
     )
-    suspended: bool = False  # the counted failure is suspended while an operator's retry is open (R15)
-    guessed: bool = False  # `timed_out`: the device's own verdict for the attempt replaces it (R16)
+    suspended: bool = False  # an operator's retry is open, during which no failure counts (R15)
+    guessed: bool = False  # it counts by a time-out alone: the device's own verdict takes that back (R16)
     moved_on: bool = False
     retries_used: int = 0
     tries_elsewhere: int = 0  # failures of server or network so far: they only lengthen the wait (R15)

@@ -99,7 +99,8 @@ def timed_out(
     )
     party = fault_of(Reason.TIMED_OUT, row.phase)
     failed = _with_failure(row, Reason.TIMED_OUT, party, detail, now_ms)
-    alone = failed.counted and not row.counted  # a failure that counted before stands whatever the device will say
+    # a failure that counted before stands, whatever the device will say
+    alone = failed.counted and not row.counted
     return _with_retry(replace(failed, guessed=alone), deployment, now_ms, chance)
 
 
@@ -132,6 +133,15 @@ def left(row: AssignmentRow, now_ms: int) -> AssignmentRow:
     return replace(row, moved_on=True, retry_at_ms=None, updated_ms=now_ms)
 
 
+def passed_over(row: AssignmentRow, now_ms: int) -> AssignmentRow:
+    """Return a pending row of an ended deployment after its device accepted a newer order: it will never begin."""
+    if row.state is not _S.PENDING:
+        return row
+    if row.cancel is None:
+        return _ended_without_verdict(row, _S.DROPPED, "a newer order came before it began", now_ms)
+    return _ended_without_verdict(replace(row, cancel="canceled"), _S.CANCELED, "canceled", now_ms)
+
+
 def cancel_sent(row: AssignmentRow, now_ms: int) -> AssignmentRow:
     """Return an open row after its cancel was ordered; the device answers `canceled` or `too_late` (R5)."""
     return replace(row, cancel="sent", updated_ms=now_ms) if row.state in OPEN else row
@@ -158,7 +168,7 @@ def _is_presumed(row: AssignmentRow, outcome: OutcomeReport) -> bool:
         return row.reason is Reason.TIMED_OUT
     if row.state is _S.SUCCEEDED:
         return row.already_there and outcome.result is Result.FAILED
-    return row.state in OUTSIDE and row.sha256 is not None
+    return row.state in (*OUTSIDE, _S.CANCELED) and row.sha256 is not None
 
 
 def _told_late(row: AssignmentRow, outcome: OutcomeReport, now_ms: int) -> AssignmentRow:
@@ -173,9 +183,7 @@ def _told_late(row: AssignmentRow, outcome: OutcomeReport, now_ms: int) -> Assig
             reason, outcome.phase, reach_ms=outcome.reach_ms, reach_limit_ms=outcome.reach_limit_ms
         )
         counted = stands or party is Party.UPDATE
-        return replace(
-            row, reason=reason, party=party, detail=outcome.detail, counted=counted, guessed=False
-        )
+        return replace(row, reason=reason, party=party, detail=outcome.detail, counted=counted, guessed=False)
     if outcome.result is Result.SUCCEEDED and outcome.running_sha256 == row.sha256:
         began_ms = row.began_ms or now_ms  # it did switch, so that it will not be called already there (R13)
         return replace(row, reason=None, party=None, counted=False, guessed=False, began_ms=began_ms)
@@ -273,7 +281,13 @@ def _ended_without_verdict(
             row, state=_S.FAILED, suspended=False, detail=detail, retry_at_ms=None, updated_ms=now_ms
         )
     return replace(
-        row, state=state, phase=WorkflowState.IDLE, detail=detail, retry_at_ms=None, updated_ms=now_ms
+        row,
+        state=state,
+        phase=WorkflowState.IDLE,
+        suspended=False,
+        detail=detail,
+        retry_at_ms=None,
+        updated_ms=now_ms,
     )
 
 

@@ -28,6 +28,11 @@ def _deciding(
         return [
             "It has said hello and not yet reported its properties: its class is unknown, so nothing fits it."
         ]
+    if active is None and device.work_state in PAST_NO_RETURN:
+        state = device.work_state
+        return [
+            f"Its group {device.group} has no active deployment; its trial ({state}) runs to its verdict (R5)."
+        ]
     if active is None:
         return [f"Its group {device.group} has no active deployment: it stays as it is."]
     if row is None:
@@ -46,12 +51,12 @@ def _of_row(device: DeviceRow, active: DeploymentRow, row: AssignmentRow, now_ms
         _S.WORKING: _working(active, row),
     }
     if row.state is _S.SUCCEEDED:
-        how = "ran it already" if row.already_there else "committed it"
+        how = f"ran {row.update} already" if row.already_there else f"committed {row.update}"
         if row.sha256 is not None and not is_at(device, row.sha256):
             return (
-                f"It {how} in deployment {active.id}, and now reports {device.running_update or 'nothing'}."
+                f"It {how} for deployment {active.id}, and now reports {device.running_update or 'nothing'}."
             )
-        return f"It {how}: {row.update}, by deployment {active.id}. There is nothing to do."
+        return f"It {how}, which deployment {active.id} offers: there is nothing to do."
     if row.state is _S.FAILED:
         return _failed(active, row, now_ms)
     return sentences[row.state]
@@ -68,9 +73,8 @@ def _working(active: DeploymentRow, row: AssignmentRow) -> str:
 
 def _failed(active: DeploymentRow, row: AssignmentRow, now_ms: int) -> str:
     fault = f"{row.reason}, the fault of the {row.party}" if row.reason else "unknown"
-    told = (
-        f"Its attempt {row.attempt} in deployment {active.id} failed ({fault}): {row.detail or 'no detail'}."
-    )
+    detail = (row.detail or "no detail").rstrip(".")  # details are sentences, and are quoted in one
+    told = f"Its attempt {row.attempt} in deployment {active.id} failed ({fault}): {detail}."
     if row.retry_at_ms is not None:
         return f"{told} Waiting to retry in {max(0, row.retry_at_ms - now_ms) // 1000} s (R15)."
     retry = f"lastgood deploy retry {active.id} --device {row.device}"

@@ -7,7 +7,7 @@ It keeps the rule that the cloud acknowledges after its database has it, never b
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from cloud_stub.core.chance import Chance
 from cloud_stub.core.commands import (
@@ -73,6 +73,7 @@ class Orchestrator:
             str, tuple[str, int]
         ] = {}  # device → (connection, monotonic ms when it counts as offline)
         self._presence_due_ms = 0
+        self._swept: dict[str, str] = {}  # ended deployment → the device up to which it was looked through
         self.refused: Counter[str] = Counter()
         self.accounts_changed = False  # the set of device tokens differs from what the broker was told
 
@@ -85,6 +86,10 @@ class Orchestrator:
             ServiceError: the database refused; nothing of the batch happened.
         """
         read = [_read(item) for item in inputs]  # before the transaction: others may write meanwhile
+        for item in inputs:
+            if isinstance(item, Linked):
+                # kept though the database refuse: silence must not count meanwhile (R12)
+                self._observed.linked(item.up, now)
         try:
             with self._store.transaction() as unit:
                 turn = self._turn(unit, now)
@@ -92,10 +97,8 @@ class Orchestrator:
                 for item, said in zip(inputs, read, strict=True):
                     self._one(turn, item, said, now)
                 self._outbox.decide_and_send(turn)
-        except ServiceError as error:
-            for item in inputs:
-                if isinstance(item, Asked):
-                    item.reply.result, item.reply.error = None, error
+        except BaseException as error:
+            _not_done(inputs, error)
             raise
         self.accounts_changed |= turn.accounts_changed
         return turn.publishes
@@ -109,27 +112,36 @@ class Orchestrator:
         return Turn(unit, now.wall_ms, observed_ms, self._chance, self._settings, deployments.trip)
 
     def _one(self, turn: Turn, item: Input, said: Read, now: Now) -> None:
-        """Handle one input; what it published and put is undone when it is refused."""
-        published = len(turn.publishes)
+        """Handle one input; a tick in parts, so that one that fails keeps no other from its turn."""
+        if not isinstance(item, Ticked):
+            self._apart(turn, item, lambda: self._dispatch(turn, item, said, now))
+            return
+        for part in self._parts_of_tick(turn, now):
+            self._apart(turn, item, part)
+
+    def _apart(self, turn: Turn, item: Input, act: Callable[[], None]) -> None:
+        """Do one thing; what it published and put is undone when it is refused."""
+        mark = turn.mark()
         try:
             with turn.unit.savepoint():
-                self._dispatch(turn, item, said, now)
+                act()
         except MessageRefused as error:
-            del turn.publishes[published:]
+            turn.undo(mark)
             self._refuse(turn, item, error)
         except ServiceError:
             raise
         except LastgoodError as error:
-            del turn.publishes[published:]
+            turn.undo(mark)
             if isinstance(item, Asked):
                 item.reply.error = error
         except Exception as error:  # one poisonous input must not take the batch of all others with it
-            del turn.publishes[published:]
+            turn.undo(mark)
             log.exception("an input failed: %s", type(item).__name__)
             if isinstance(item, Asked):
                 item.reply.error = LastgoodError(
                     f"The cloud failed to do this; its log has the details ({error!r})."
                 )
+            self._refuse(turn, item, MessageRefused("failed", f"The cloud failed at it ({error!r})."))
 
     def _dispatch(self, turn: Turn, item: Input, said: Read, now: Now) -> None:
         match item:
@@ -140,11 +152,8 @@ class Orchestrator:
             case Sent():
                 enrolment.sent(turn, item)
             case Linked():
-                self._observed.linked(item.up, now)
                 if item.up:
                     self._outbox.sync(turn)
-            case Ticked():
-                self._tick(turn, now)
 
     def _delivered(self, turn: Turn, item: Delivered, said: Read, now: Now) -> None:
         if not isinstance(said, Message):
@@ -173,29 +182,48 @@ class Orchestrator:
                         now.mono_ms + self._settings.offline_debounce_ms,
                     )
 
-    def _tick(self, turn: Turn, now: Now) -> None:
-        self._observed.keep(turn.unit)
+    def _parts_of_tick(self, turn: Turn, now: Now) -> Sequence[Callable[[], None]]:
+        parts = [
+            lambda: self._observed.keep(turn.unit),
+            lambda: self._leave(turn, now),
+            lambda: deployments.start_due(turn),
+            lambda: deployments.retry_due(turn),
+        ]
+        if self._observed.armed(now):
+            parts.append(lambda: deployments.time_out_due(turn))
+            if now.mono_ms >= self._presence_due_ms:
+                self._presence_due_ms = now.mono_ms + PRESENCE_SWEEP_MS
+                parts.append(lambda: reports.offline_unheard(turn))
+                parts.append(lambda: deployments.close_passed_over(turn, self._swept))
+        return parts
+
+    def _leave(self, turn: Turn, now: Now) -> None:
         for device_id, (connection, due_ms) in list(self._leaving.items()):
             if due_ms <= now.mono_ms:
                 del self._leaving[device_id]
                 device = turn.unit.device(device_id)
                 if device is not None:
                     reports.offline(turn, device, connection)
-        deployments.start_due(turn)
-        deployments.retry_due(turn)
-        if self._observed.armed(now):
-            deployments.time_out_due(turn)
-            if now.mono_ms >= self._presence_due_ms:
-                self._presence_due_ms = now.mono_ms + PRESENCE_SWEEP_MS
-                reports.offline_unheard(turn)
 
     def _refuse(self, turn: Turn, item: Input, error: MessageRefused) -> None:
-        self.refused[error.reason] += 1
         if isinstance(item, Delivered):
+            self.refused[error.reason] += 1
             log.warning("refused a message on up/%s/%s: %s", item.device, item.kind, error)
             device = turn.unit.device(item.device)
             if device is not None and item.kind.value == "state":
                 reports.refused(turn, self._outbox, device, error)
+
+
+def _not_done(inputs: Sequence[Input], error: BaseException) -> None:
+    """Say to everybody who asked that nothing happened, whatever their part of the batch had come to."""
+    failure = (
+        error
+        if isinstance(error, ServiceError)
+        else ServiceError("The cloud failed to do this; its log has the details.")
+    )
+    for item in inputs:
+        if isinstance(item, Asked):
+            item.reply.result, item.reply.error = None, failure
 
 
 def _read(item: Input) -> Read:

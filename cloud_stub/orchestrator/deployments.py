@@ -13,7 +13,14 @@ from cloud_stub.core import plan as plans
 from cloud_stub.core import policy as policies
 from cloud_stub.core import verdicts
 from cloud_stub.core.commands import DeploymentDraft, PolicyDraft
-from cloud_stub.core.rows import AssignmentRow, AssignmentState, DeploymentRow, Policy, UpdateRow
+from cloud_stub.core.rows import (
+    AssignmentRow,
+    AssignmentState,
+    DeploymentRow,
+    DeviceRow,
+    Policy,
+    UpdateRow,
+)
 from cloud_stub.orchestrator.turn import Turn
 from cloud_stub.orchestrator.values import TURN_ROWS_MAX
 from cloud_stub.ports import Reader
@@ -21,6 +28,8 @@ from protocol.errors import OperatorError
 from protocol.lifecycle import DEPLOYMENT, DeploymentEvent, DeploymentState
 
 _E = DeploymentEvent
+ENDED_SWEPT_MAX: Final = 20  # ended deployments in which pending rows are looked for; older ones are history
+_ENDED_STATES: Final = tuple(state for state, moves in DEPLOYMENT.items() if not moves)
 _OPEN_STATES: Final = (DeploymentState.ACTIVE, DeploymentState.SCHEDULED)
 
 
@@ -242,8 +251,39 @@ def time_out_due(turn: Turn) -> None:
     for assignment in turn.unit.overdue(turn.observed_ms, TURN_ROWS_MAX):
         row = turn.deployment(assignment.deployment)
         device = turn.unit.device(assignment.device)
+        if row.state is not DeploymentState.ACTIVE or (device is not None and device.cloned):
+            continue  # one before it has tripped the policy; or nobody knows which of two is silent (R8)
         silent = device is None or device.heard_ms + row.device_timeout_ms < turn.observed_ms
         turn.save(assignment, verdicts.timed_out(assignment, row, silent, turn.now_ms, turn.chance))
+        alert_incomplete(turn, turn.deployment(row.id))
+
+
+def close_passed_over(turn: Turn, swept: dict[str, str]) -> None:
+    """Close the pending rows of ended deployments whose devices have accepted a newer order; some in each turn.
+
+    `swept` remembers for each deployment how far it was looked through, since devices may be away for months.
+    """
+    for row in turn.unit.list_deployments(states=_ENDED_STATES, limit=ENDED_SWEPT_MAX):
+        if not row.tally.pending:
+            swept.pop(row.id, None)
+            continue
+        found = turn.unit.list_assignments(
+            deployment=row.id,
+            states=(AssignmentState.PENDING,),
+            after=swept.get(row.id, ""),
+            limit=TURN_ROWS_MAX,
+        )
+        swept[row.id] = found[-1].device if len(found) == TURN_ROWS_MAX else ""
+        devices = turn.unit.devices([assignment.device for assignment in found])
+        for assignment in found:
+            device = devices.get(assignment.device)
+            if device is not None and _is_past(device, assignment):
+                turn.save(assignment, verdicts.passed_over(assignment, turn.now_ms))
+
+
+def _is_past(device: DeviceRow, row: AssignmentRow) -> bool:
+    accepted = device.reported_epoch
+    return accepted is not None and accepted > row.epoch and device.epoch_in_work != row.epoch
 
 
 def alert_incomplete(turn: Turn, row: DeploymentRow) -> None:
@@ -255,6 +295,7 @@ def alert_incomplete(turn: Turn, row: DeploymentRow) -> None:
         or row.tally.pending
         or row.tally.working
         or turn.unit.note(key)
+        or any(found.retry_at_ms is not None for found in _all(turn, row.id, (AssignmentState.FAILED,)))
     ):
         return
     turn.unit.put_note(key, str(turn.now_ms))

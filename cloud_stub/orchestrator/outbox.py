@@ -4,18 +4,22 @@ The outbox is the device row: `epoch > published_epoch` means that an order is t
 decides no order by itself (`core/offers.py` does), and signs when sending, never in bulk within a trip.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from cloud_stub.core import offers
 from cloud_stub.core.rows import AssignmentRow, DeviceRow
-from cloud_stub.orchestrator.turn import Turn
+from cloud_stub.orchestrator.turn import AckDue, Turn
 from cloud_stub.orchestrator.values import ORDER_LIFETIME_MS, TURN_ROWS_MAX, Publish
 from protocol import messages
 from protocol.envelope import DirectorKey, TrustedKeys
+from protocol.errors import ServiceError
 from protocol.identity import UpdateId
 from protocol.messages import Ack, Assignment, Message, Repository, Sync, Target
 from protocol.topics import EVERYONE, RULES, Kind, Topics
+
+log = logging.getLogger(__name__)
 
 RepositoryFor = Callable[[str, int], Repository]
 """Builds the signed, expiring address of the repository: (device, until when in UTC milliseconds)."""
@@ -40,14 +44,14 @@ class Outbox:
         return device
 
     def decide_and_send(self, turn: Turn) -> None:
-        """Decide stale orders, and send what devices that are online have not been sent; some of each in one turn."""
+        """Decide stale orders, send what devices that are online have not been sent, and acknowledge; some of each."""
         stale = turn.unit.stale(TURN_ROWS_MAX)
         _look_ahead(turn, stale)
-        for device in stale:
-            self.decided(turn, device)
-        for device in turn.unit.unpublished(TURN_ROWS_MAX):
-            if device.id not in turn.ordered:  # else it was sent in answer to its hello
-                self.send_order(turn, device, nonce=None)
+        _each(turn, stale, lambda device: self.decided(turn, device))
+        sent = {message.order for message in turn.publishes}  # in answer to a hello
+        unsent = [row for row in turn.unit.unpublished(TURN_ROWS_MAX) if (row.id, row.epoch) not in sent]
+        _each(turn, unsent, lambda device: self.send_order(turn, device, nonce=None))
+        self._acknowledge(turn)
 
     def send_order(self, turn: Turn, device: DeviceRow, *, nonce: str | None) -> None:
         """Sign a device's order and send it; with the nonce of its hello when it has no epoch yet (R3)."""
@@ -69,7 +73,6 @@ class Outbox:
             allow_downgrade=device.order_downgrade,
         )
         envelope = self._director.sign(messages.write(order))
-        turn.ordered.add(device.id)
         turn.publishes.append(
             self._publish(Kind.DESIRED, device.id, envelope, order=(device.id, device.epoch))
         )
@@ -77,21 +80,33 @@ class Outbox:
     def ack(
         self, turn: Turn, device: DeviceRow, *, nonce: str | None = None, refused: str | None = None
     ) -> None:
-        """Tell a device what the database has of it (R6); sent only after the transaction is durable."""
-        if device.instance is None:
-            return
-        said = Ack(
+        """Tell a device what the database has of it (R6), once all of this turn is in it.
+
+        Built at the end: an order that a later message of the batch replaced must not open the gate (R4).
+        """
+        turn.acks.append(AckDue(device.id, nonce, refused))
+
+    def _acknowledge(self, turn: Turn) -> None:
+        due = list(dict.fromkeys(turn.acks))
+        devices = turn.unit.devices({ack.device for ack in due})
+        for ack in due:
+            device = devices.get(ack.device)
+            if device is not None and device.instance is not None:
+                said = self._ack(turn, device, device.instance, ack)
+                turn.publishes.append(self._publish(Kind.ACK, device.id, messages.write(said)))
+
+    def _ack(self, turn: Turn, device: DeviceRow, instance: str, ack: AckDue) -> Ack:
+        return Ack(
             device=device.id,
-            instance=device.instance,
+            instance=instance,
             sequence=device.sequence,
             digest=device.digest,
             newest_epoch=device.epoch if device.order_action is not None or device.order_stale else 0,
-            nonce=nonce,
-            refused=refused,
+            nonce=ack.nonce,
+            refused=ack.refused,
             heartbeat_ms=turn.settings.heartbeat_ms,
             reconnect_spread_ms=turn.settings.reconnect_spread_ms,
         )
-        turn.publishes.append(self._publish(Kind.ACK, device.id, messages.write(said)))
 
     def sync(self, turn: Turn) -> None:
         """Ask everyone to say hello."""
@@ -109,6 +124,7 @@ class Outbox:
             catalog=turn.catalog(refs),
             restored=turn.unit.note("restored") is not None,
             now_ms=turn.now_ms,
+            caused=turn.unit.assignment(active.cause, device.id) if active and active.cause else None,
         )
         offer = offers.offer(device, situation)
         order = offer.order
@@ -144,10 +160,36 @@ class Outbox:
         return Publish(kind, device, self._topics.build(kind, device), payload, RULES[kind].qos, order)
 
 
+def _each(turn: Turn, devices: Sequence[DeviceRow], act: Callable[[DeviceRow], object]) -> None:
+    """Do something for each device; one that cannot be done is left as it was, and keeps no other waiting."""
+    mark = turn.mark()
+    try:
+        with turn.unit.savepoint():
+            for device in devices:
+                act(turn.unit.device(device.id) or device)  # an earlier one may have tripped a policy
+        return
+    except ServiceError:
+        raise
+    except Exception:  # noqa: BLE001 - said below: one poisonous row must not stop all others in every turn
+        turn.undo(mark)
+    for device in devices:
+        mark = turn.mark()
+        try:
+            with turn.unit.savepoint():
+                act(turn.unit.device(device.id) or device)
+        except ServiceError:
+            raise
+        except Exception:
+            turn.undo(mark)
+            log.exception("the order of %s cannot be made", device.id)
+
+
 def _look_ahead(turn: Turn, stale: Sequence[DeviceRow]) -> None:
     """Read in one statement the assignments that deciding these orders will ask for."""
     active = {group: turn.unit.active(group) for group in {device.group for device in stale}}
-    keys = {(row.id, device.id) for device in stale if (row := active[device.group]) is not None}
+    of_active = [(row, device.id) for device in stale if (row := active[device.group]) is not None]
+    keys = {(row.id, device) for row, device in of_active}
+    keys |= {(row.cause, device) for row, device in of_active if row.cause is not None}
     keys |= {(device.order_deployment, device.id) for device in stale if device.order_deployment is not None}
     if keys:
         turn.unit.assignments(sorted(keys))

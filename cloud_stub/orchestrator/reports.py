@@ -17,7 +17,7 @@ from cloud_stub.orchestrator.values import HEARTBEATS_MISSED, TURN_ROWS_MAX, Del
 from cloud_stub.ports import Unit
 from protocol import messages
 from protocol.errors import MessageRefused, PeerError
-from protocol.lifecycle import WorkflowState
+from protocol.lifecycle import PAST_NO_RETURN, WorkflowState
 from protocol.messages import Gone, Hello, OutcomeReport, Progress, State
 from protocol.topics import Kind
 
@@ -58,23 +58,27 @@ def state(turn: Turn, box: "outbox.Outbox", device: DeviceRow, said: State) -> N
         box.ack(turn, now)
         return
     now = _reported(turn, now, said)
-    moved = _placed(turn, now, said)
-    turn.put_device(device, moved)
-    if moved.group != now.group:
-        left_group(turn, now)
-    touched = _assignments(turn, moved, said)
-    _answered(turn, moved, said, touched)
-    _worked(turn, moved, said, touched)
-    _settled(turn, moved, said, touched)
-    _ran(turn, moved, touched)
-    box.ack(turn, box.decided(turn, turn.unit.device(moved.id) or moved))
+    turn.put_device(device, now)
+    if not now.cloned:  # which of the two speaks is unknown: counted nowhere (R8)
+        touched = _assignments(turn, now, said)
+        _answered(turn, now, said, touched)
+        _worked(turn, now, said, touched)
+        _settled(turn, now, said, touched)
+        _ran(turn, now, touched)
+    _move(turn, turn.unit.device(now.id) or now, said)
+    box.ack(turn, box.decided(turn, turn.unit.device(now.id) or now))
 
 
 def progress(turn: Turn, device: DeviceRow, said: Progress) -> None:
-    """Phase and bytes of an attempt; a device that moves is heard."""
+    """Phase and bytes of an attempt; a device that moves is heard.
+
+    It bears no sequence number, so one that comes late must not take a trial back before the switch (R10).
+    """
     row = turn.unit.assignment(said.deployment, device.id)
     turn.put_device(device, _heard(turn, device))
-    if row is not None and row.attempt == said.attempt:
+    if row is None or (row.phase in PAST_NO_RETURN and said.phase not in PAST_NO_RETURN):
+        return
+    if row.attempt == said.attempt and not device.cloned:
         moved = verdicts.began(
             row, said.phase, said.bytes_done, said.bytes_total, turn.now_ms, turn.observed_ms
         )
@@ -122,7 +126,10 @@ def _present(turn: Turn, device: DeviceRow, connection: str) -> DeviceRow:
 
 
 def _heard(turn: Turn, device: DeviceRow) -> DeviceRow:
-    if device.last_seen_ms is not None and turn.now_ms - device.last_seen_ms < SEEN_EVERY_MS:
+    """Return the device as heard now; on the observed clock too, since the wall clock may have been set back (R12)."""
+    every_ms = min(SEEN_EVERY_MS, turn.settings.heartbeat_ms)
+    seen_ms = turn.now_ms - device.last_seen_ms if device.last_seen_ms is not None else every_ms
+    if 0 <= seen_ms < every_ms and turn.observed_ms - device.heard_ms < every_ms:
         return device
     return replace(device, last_seen_ms=turn.now_ms, heard_ms=turn.observed_ms)
 
@@ -148,7 +155,10 @@ def _instance(turn: Turn, device: DeviceRow, instance: str, *, may_supersede: bo
             "cloud", "alert", device.id, sentence="two devices use this identity in turn (cloned); it holds"
         )
         return turn.raised(replace(superseded, cloned=True))
-    return superseded
+    if device.order_action is None:
+        return superseded
+    # it has nothing of what the old one had: its order is decided anew, and what failed there not ordered again
+    return turn.raised(superseded)
 
 
 def _epoch(turn: Turn, box: "outbox.Outbox", device: DeviceRow, said: Hello) -> DeviceRow:
@@ -205,6 +215,14 @@ def _reported(turn: Turn, device: DeviceRow, said: State) -> DeviceRow:
 
 def _slot(slot: messages.SlotReport) -> Mapping[str, object]:
     return slot.model_dump(mode="json", exclude_none=True)
+
+
+def _move(turn: Turn, device: DeviceRow, said: State) -> None:
+    """Put a device where it says it is now; what it says about attempts was taken in where it was (R17, rule 3)."""
+    moved = _placed(turn, device, said)
+    turn.put_device(device, moved)
+    if moved.group != device.group:
+        left_group(turn, device)
 
 
 def _placed(turn: Turn, device: DeviceRow, said: State) -> DeviceRow:

@@ -7,6 +7,7 @@ deployment's tally by the row's transition and judges the policy at once, for ea
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from cloud_stub.core import counting
 from cloud_stub.core import policy as policies
@@ -27,6 +28,14 @@ from protocol.lifecycle import DeploymentState
 log = logging.getLogger(__name__)
 
 
+class AckDue(NamedTuple):
+    """An acknowledgement to be built when everything else of the turn is done, from what its rows then say."""
+
+    device: str
+    nonce: str | None
+    refused: str | None
+
+
 @dataclass(slots=True)
 class Turn:
     """What one transaction has at hand. `trip` is called when a policy's numbers are reached."""
@@ -39,8 +48,17 @@ class Turn:
     trip: "Callable[[Turn, DeploymentRow, Policy, int, int], None]"
     publishes: list[Publish] = field(default_factory=list)
     accounts_changed: bool = False
-    ordered: set[str] = field(default_factory=set)  # devices that were sent their order in this turn
+    acks: list[AckDue] = field(default_factory=list)
     _classes: dict[str, Sequence[GroupCount]] = field(default_factory=dict)
+
+    def mark(self) -> tuple[int, int]:
+        """Return how much has been gathered, for `undo`."""
+        return len(self.publishes), len(self.acks)
+
+    def undo(self, mark: tuple[int, int]) -> None:
+        """Forget the messages that were gathered since a mark."""
+        del self.publishes[mark[0] :]
+        del self.acks[mark[1] :]
 
     def save(self, old: AssignmentRow | None, new: AssignmentRow) -> None:
         """Put an assignment, and carry its transition into the tally and the policy."""
@@ -59,9 +77,10 @@ class Turn:
         policy = deployment.policy
         if deployment.state is not DeploymentState.ACTIVE or policy is None or deployment.tally.counted == 0:
             return
-        base = policies.base_of(policy, deployment.tally, self.protected_members(deployment, policy))
-        if policies.trips(policy, deployment.tally.counted, base):
-            self.trip(self, deployment, policy, deployment.tally.counted, base)
+        tally, members = deployment.tally, self.protected_members(deployment, policy)
+        base = policies.base_of(policy, tally, members)
+        if policies.trips(policy, tally.counted, base, group=members + tally.moved_on):
+            self.trip(self, deployment, policy, tally.counted, base)
 
     def protected_members(self, deployment: DeploymentRow, policy: Policy) -> int:
         """Count the current members in the policy's base `group` (R13)."""

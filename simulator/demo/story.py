@@ -120,7 +120,7 @@ class Story:
     def look_at_the_slots(self, when: str) -> None:
         """Show the two slots of one real device."""
         self.act(f"The slots of a real device, {when}")
-        click.echo(self.backstage.command("agent", "slots", "--state", str(self.agents[0].folder / "state")))
+        self.show("agent", "slots", "--state", str(self.agents[0].folder / "state"))
 
     def deploy_version_2(self) -> None:
         """Deploy the bad version to one group, under a policy, after its plan was shown."""
@@ -135,7 +135,7 @@ class Story:
             "--failed-percent", str(FAILED_PERCENT),
             "--rollback-to", GOOD,
         )  # fmt: skip
-        click.echo(self.backstage.command("deploy", "plan", *draft))
+        self.show("deploy", "plan", *draft)
         self.backstage.command("deploy", "create", *draft, "--yes")
         self.bad = self.newest(NORTH)["id"]
 
@@ -155,7 +155,9 @@ class Story:
             "the policy tripped", lambda: self.bad_one()["state"] == "rolled_back", ROLLOUT_S
         )
         trip = self.bad_one()["trip"]
-        self.say(click.style(f"the policy tripped: {trip['sentence']}", bold=True))
+        self.say(
+            click.style(f"the policy tripped: {trip['sentence'].removeprefix('Went back: ')}", bold=True)
+        )
 
     def watch_the_group_go_back(self) -> None:
         """The whole group ends on version 1, those that had succeeded on version 2 too."""
@@ -174,8 +176,8 @@ class Story:
     def draw_up_the_balance(self) -> None:
         """Show what every group runs, and assert it."""
         self.act("The balance")
-        click.echo(self.backstage.command("device", "why", self.agents[0].id))
-        click.echo(self.backstage.command("group", "list"))
+        self.show("device", "why", self.agents[0].id)
+        self.show("group", "list")
         groups = {group["group"]: group for group in self.backstage.api.ask("GET", "/groups")}
         for name in (NORTH, SOUTH, WEST):
             runs = {row["update"]: row["count"] for row in groups[name]["runs"]}
@@ -201,6 +203,10 @@ class Story:
     def say(self, sentence: str) -> None:
         """Tell one line, with the seconds since the beginning."""
         click.echo(f"{time.monotonic() - self.began_s:6.1f} s  {sentence}")
+
+    def show(self, *words: str) -> None:
+        """Type a command, and print what it says; the next act brings its own empty line."""
+        click.echo(self.backstage.command(*words).rstrip("\n"))
 
     def act(self, title: str) -> None:
         """Begin an act."""

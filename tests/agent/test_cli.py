@@ -119,7 +119,7 @@ def test_status_tells_it_in_words(tmp_path: Path) -> None:
     ("arguments", "sentence"),
     [
         (("status", "--state", "/nonexistent"), "There is no agent's state in /nonexistent"),
-        (("run", "--state", "STATE"), "'device' is missing"),
+        (("run", "--state", "STATE"), "run the line that `lastgood device add` printed"),
         (("run", "--state", "STATE", "--join", "rubbish"), "copy the whole line"),
         (("run", "--state", "STATE", "--join", "JOIN", "--tag", "lab"), "--tag wants NAME=VALUE"),
         (("run", "--state", "STATE", "--join", "JOIN", "--tag", "group=a b"), "cannot name a group"),

@@ -15,6 +15,7 @@ import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
+from inspector.cli import LEFT_OUT_TOLD_MAX
 from inspector.core.address import Address
 from protocol.errors import OperatorError
 from tests.inspector.conversation import DEVICE, KEY, OTHER_KEY, conversation
@@ -167,6 +168,15 @@ def test_a_reader_that_has_enough_is_no_error(tmp_path: Path) -> None:
         process.stdout.close()
         assert b"Traceback" not in process.stderr.read()
         assert process.wait(WAIT_S) == 0
+
+
+def test_a_file_of_another_kind_is_told_in_a_few_lines(tmp_path: Path) -> None:
+    """The first lines that cannot be read are named, the others counted."""
+    other = tmp_path / "other"
+    other.write_text("no message\n" * 1_000)
+    told = run("seq", "d", "--from", str(other)).stderr.splitlines()
+    assert sum("is left out: " in line for line in told) == LEFT_OUT_TOLD_MAX
+    assert any("1000 lines are left out in all" in line for line in told)
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,9 @@ class BrokerProcess:
             tail = self._plan.log.read_bytes()[-_LOG_TAIL_BYTES:].decode("utf-8", "replace")
         except OSError:
             tail = ""
-        lines = [line.strip() for line in tail.splitlines() if line.strip()]
+        # mosquitto warns and advises at every start, of running as root among others: never what ended it.
+        told = (line.strip() for line in tail.splitlines())
+        lines = [line for line in told if line and ": Warning: " not in line and ": Note: " not in line]
         return " / ".join(lines[-_LOG_TAIL_LINES:]) or f"it said nothing in {self._plan.log}"
 
 

@@ -75,6 +75,8 @@ def start_broker(
         return external_broker(choice, folder, accounts, prefix)
     if choice not in ("auto", "mosquitto", "embedded"):
         raise BrokerError(f"unknown broker {choice!r}: take auto, mosquitto, embedded, or mqtt://host:port")
+    if port is not None:
+        _check_port(port)
     if choice != "embedded":
         try:
             return _start_mosquitto(folder, accounts, prefix, port, survive, mosquitto)
@@ -83,6 +85,20 @@ def start_broker(
                 raise
             say(f"mosquitto does not serve: {error}")
     return _start_embedded(folder, accounts, prefix, port, survive, limits or Limits())
+
+
+def _check_port(port: int) -> None:
+    """Say in one sentence what two engines would each say in their own, and after their time to start."""
+    with socket.socket() as candidate:
+        # The broker of a run that ended a moment ago is no hindrance.
+        candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            candidate.bind((HOST, port))
+        except OSError as error:
+            raise BrokerError(
+                f"the broker's port {port} on {HOST} cannot be used: {error.strerror}; end what listens there, or "
+                "choose another with --broker-port"
+            ) from error
 
 
 def free_port(*taken: int) -> int:

@@ -1,5 +1,6 @@
 """The import of updates: what is stored, what is refused and with which sentence, and how little memory it takes."""
 
+import json
 import tracemalloc
 from base64 import b64encode
 from collections.abc import Iterator
@@ -68,6 +69,18 @@ def test_a_wrong_import_is_refused_by_name(
     assert "\n" not in answer.json()["error"]
     assert admin.get(f"{API}/updates").json() == []
     assert list((service.files._folder / "incoming").iterdir()) == []
+
+
+def test_a_stored_file_has_the_size_that_the_manifest_says(admin: Caller) -> None:
+    """Also when nothing has to be sent: a size that nobody compared would end every download on the devices."""
+    payload = samples.payload("1.0")
+    assert _send(admin, samples.manifest("1.0"), {"app.tar": payload}).status_code == 201
+    other = json.loads(samples.manifest("1.0"))
+    other["updateId"]["version"] = "2.0"
+    other["files"][0]["sizeInBytes"] = 5
+    answer = _send(admin, json.dumps(other).encode(), {})
+    assert answer.status_code == 400
+    assert "The manifest says 5 bytes of the file 'app.tar'" in answer.json()["error"]
 
 
 def test_an_update_never_changes(admin: Caller) -> None:

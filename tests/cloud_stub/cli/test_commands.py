@@ -168,7 +168,7 @@ def test_retry_and_cancel(ask: Run, ids: list[str], service: DirectService) -> N
     samples.settle(service, "d1", ids[:3], failed, reason=Reason.NETWORK, party=Party.NETWORK)
     assert "1 new attempt." in ask("deploy", "retry", "d1", "--device", ids[0]).out
     assert ask("deploy", "retry", "d1", "--json").json == {"retried": 2}
-    assert "is canceled" in ask("deploy", "cancel", "d1").out
+    assert "is canceled. Devices past the switch" in ask("deploy", "cancel", "d1").out
     assert ask("deploy", "cancel", "d1").code == 1
 
 

@@ -89,6 +89,20 @@ def test_what_is_no_content_is_refused(folder: Path, tmp_path: Path) -> None:
             pack(wrong, tmp_path / "1.tar")
 
 
+def test_an_archive_never_lands_in_the_folder_it_is_made_of(folder: Path) -> None:
+    """The next packing of the folder would hold it, and be another update."""
+    with pytest.raises(OperatorError, match="name a folder beside it"):
+        pack(folder, folder / "out" / "1.tar")
+    assert not (folder / "out").exists()
+
+
+def test_a_place_that_cannot_be_written_is_told(folder: Path, tmp_path: Path) -> None:
+    """One sentence, also when the folder for the archive cannot be made."""
+    (tmp_path / "a-file").write_text("")
+    with pytest.raises(OperatorError, match="cannot be packed into"):
+        pack(folder, tmp_path / "a-file" / "out" / "1.tar")
+
+
 def test_the_manifest_is_one_that_imports() -> None:
     """It reads back with what went in."""
     data = archive_manifest(
