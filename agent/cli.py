@@ -39,7 +39,12 @@ def cli() -> None:
 
 
 @cli.command()
-@click.option("--join", "join_text", metavar="TEXT", help="What `lastgood device add` printed; needed once.")
+@click.option(
+    "--join",
+    "join_text",
+    metavar="TEXT",
+    help="What `lastgood device add` printed; needed once. `-` reads it from standard input, out of sight of `ps`.",
+)
 @_CONFIG
 @_STATE
 @click.option(
@@ -64,6 +69,8 @@ def run(
     from agent.adapters import lock
     from protocol.join import decode_join
 
+    if join_text == "-":
+        join_text = click.get_text_stream("stdin").read()
     join = decode_join(join_text) if join_text is not None else None
     folder = configuration.state_of(config, state, _default_state())
     with lock.hold(folder):

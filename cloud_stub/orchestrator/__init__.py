@@ -8,6 +8,7 @@ It keeps the rule that the cloud acknowledges after its database has it, never b
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from cloud_stub.core.chance import Chance
 from cloud_stub.core.commands import (
@@ -27,7 +28,9 @@ from cloud_stub.orchestrator.outbox import Outbox
 from cloud_stub.orchestrator.reports import Read
 from cloud_stub.orchestrator.turn import Turn
 from cloud_stub.orchestrator.values import (
-    PRESENCE_SWEEP_MS,
+    RECONNECT_SPREAD_MS_MIN,
+    REFUSALS_TOLD_MAX,
+    SWEEP_MS,
     Asked,
     Delivered,
     Input,
@@ -72,7 +75,8 @@ class Orchestrator:
         self._leaving: dict[
             str, tuple[str, int]
         ] = {}  # device → (connection, monotonic ms when it counts as offline)
-        self._presence_due_ms = 0
+        self._sweep_due_ms = 0
+        self._refusals: Counter[str] = Counter()  # by device, since the last sweep
         self._swept: dict[str, str] = {}  # ended deployment → the device up to which it was looked through
         self.refused: Counter[str] = Counter()
         self.accounts_changed = False  # the set of device tokens differs from what the broker was told
@@ -189,13 +193,29 @@ class Orchestrator:
             lambda: deployments.start_due(turn),
             lambda: deployments.retry_due(turn),
         ]
+        sweeps = now.mono_ms >= self._sweep_due_ms
+        if sweeps:
+            self._sweep_due_ms = now.mono_ms + SWEEP_MS
+            parts.append(lambda: self._spread(turn))
+            parts.append(self._tell_refusals)
         if self._observed.armed(now):
             parts.append(lambda: deployments.time_out_due(turn))
-            if now.mono_ms >= self._presence_due_ms:
-                self._presence_due_ms = now.mono_ms + PRESENCE_SWEEP_MS
+            if sweeps:
                 parts.append(lambda: reports.offline_unheard(turn))
                 parts.append(lambda: deployments.close_passed_over(turn, self._swept))
         return parts
+
+    def _spread(self, turn: Turn) -> None:
+        """Tell devices to come back within a time that the broker can bear (DESIGN.md section 4, "Reconnect")."""
+        devices = sum(members for members, _ in turn.unit.count_devices().values())
+        spread_ms = max(RECONNECT_SPREAD_MS_MIN, devices * 1_000 // self._settings.connects_per_s)
+        self._settings = replace(self._settings, reconnect_spread_ms=spread_ms)
+
+    def _tell_refusals(self) -> None:
+        for device, count in self._refusals.items():
+            if count > REFUSALS_TOLD_MAX:
+                log.warning("refused %d more messages of %s", count - REFUSALS_TOLD_MAX, device)
+        self._refusals.clear()
 
     def _leave(self, turn: Turn, now: Now) -> None:
         for device_id, (connection, due_ms) in list(self._leaving.items()):
@@ -208,7 +228,9 @@ class Orchestrator:
     def _refuse(self, turn: Turn, item: Input, error: MessageRefused) -> None:
         if isinstance(item, Delivered):
             self.refused[error.reason] += 1
-            log.warning("refused a message on up/%s/%s: %s", item.device, item.kind, error)
+            self._refusals[item.device] += 1
+            if self._refusals[item.device] <= REFUSALS_TOLD_MAX:
+                log.warning("refused a message on up/%s/%s: %s", item.device, item.kind, error)
             device = turn.unit.device(item.device)
             if device is not None and item.kind.value == "state":
                 reports.refused(turn, self._outbox, device, error)

@@ -18,7 +18,14 @@ ORDER_LIFETIME_MS: Final = (
     86_400_000  # an order not accepted for a day asks for a new one; signed addresses live as long
 )
 HEARTBEATS_MISSED: Final = 3  # after so many without a word a device counts as offline, will or no will
-PRESENCE_SWEEP_MS: Final = 10_000  # how often that is looked at
+SWEEP_MS: Final = 10_000  # how often that is looked at, and what else may wait
+CONNECTS_PER_S: Final = (
+    1_000  # of reconnecting devices: half of what the slower broker took on a busy machine
+)
+RECONNECT_SPREAD_MS_MIN: Final = 1_000  # also a few devices should not come back in the same instant
+REFUSALS_TOLD_MAX: Final = (
+    5  # log lines about one device's refused messages between two sweeps; the rest is counted
+)
 TURN_ROWS_MAX: Final = (
     500  # devices decided, published or timed out in one transaction: others must get their turn
 )
@@ -39,7 +46,8 @@ class Settings:
 
     heartbeat_ms: int = HEARTBEAT_MS_DEFAULT
     sync_window_ms: int = SYNC_WINDOW_MS_DEFAULT
-    reconnect_spread_ms: int = 10_000  # devices / half the broker's connect rate
+    reconnect_spread_ms: int = 10_000  # until the devices have been counted
+    connects_per_s: int = CONNECTS_PER_S
     offline_debounce_ms: int = OFFLINE_DEBOUNCE_MS
     rollback_retries: int = 3  # the own budget of a deployment that a trip made (R24)
 

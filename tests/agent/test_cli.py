@@ -66,6 +66,22 @@ def test_it_joins_runs_and_ends_cleanly(tmp_path: Path) -> None:
     assert "t" * 27 in (state / "agent.toml").read_text()
 
 
+def test_it_joins_from_standard_input(tmp_path: Path) -> None:
+    """With `--join -` the secret stands on no command line."""
+    state = tmp_path / "state"
+    command = [*LASTGOOD, "agent", "run", "--join", "-", "--state", str(state)]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdin is not None
+        process.stdin.write(joining() + "\n")
+        process.stdin.close()
+        until(lambda: (state / "agent.toml").exists(), "the device has joined", 30)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    assert "t" * 27 in (state / "agent.toml").read_text()
+
+
 def test_a_second_agent_on_the_same_state_is_refused(tmp_path: Path) -> None:
     """One sentence, exit code 1; and `status` says that the first one runs."""
     state = tmp_path / "state"

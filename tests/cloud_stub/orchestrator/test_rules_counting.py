@@ -10,13 +10,21 @@ from cloud_stub.core.commands import (
     PolicyDraft,
     RetryDeployment,
 )
-from cloud_stub.core.rows import AssignmentState
-from cloud_stub.orchestrator import Linked
+from cloud_stub.core.rows import (
+    AssignmentState,
+    DeploymentRow,
+    DeviceRow,
+    Policy,
+    Tally,
+    UpdateRef,
+)
+from cloud_stub.orchestrator import Linked, reports
+from cloud_stub.orchestrator.turn import Turn
 from protocol.errors import OperatorError
 from protocol.lifecycle import DeploymentState, WorkflowState
 from protocol.messages import Running
 from protocol.outcomes import Abandoned, Party, Reason, Result
-from tests.cloud_stub.orchestrator.cloud_bench import Cloud, accepted
+from tests.cloud_stub.orchestrator.cloud_bench import START_MS, Cloud, EvenChance, accepted
 from tests.cloud_stub.orchestrator.rule_bench import POLICY, V1, V2, fail, running, sha256_of
 
 S = AssignmentState
@@ -339,3 +347,28 @@ def test_R19_rejoining(cloud: Cloud) -> None:
     assert accepted(fresh).action == "install"
     assert not cloud.row(deployment, there.id).moved_on
     cloud.check_tallies()
+
+
+def test_R14_a_member_that_leaves_before_it_had_a_row_shrinks_the_base(cloud: Cloud) -> None:
+    """In a large group orders are decided turn by turn: no row changes, and the policy is judged all the same."""
+    tripped: list[tuple[int, int]] = []
+    policy = Policy(20, 2, (UpdateRef(V1, sha256_of(cloud, V1)),))
+    offered = (UpdateRef(V2, sha256_of(cloud, V2)),)
+    with cloud.store.transaction() as unit:
+        turn = Turn(
+            unit, START_MS, 0, EvenChance(), cloud.settings, lambda *numbers: tripped.append(numbers[3:])
+        )
+        active = DeploymentRow("d9", "north", DeploymentState.ACTIVE, offered, START_MS, "tester", policy)
+        unit.put_deployment(replace(active, tally=Tally(counted=3, failed=3)))
+        members = [
+            DeviceRow(
+                f"m{number:02}", START_MS, group="north", class_key="model=pi4", properties={"model": "pi4"}
+            )
+            for number in range(16)
+        ]
+        for member in members:
+            turn.put_device(None, member)
+        turn.put_device(members[0], replace(members[0], group="south"))
+        assert tripped == []
+        reports.left_group(turn, members[0])
+    assert tripped == [(3, 15)]

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import pytest
+
 from cloud_stub.adapters.store import open_store
 from cloud_stub.core.commands import (
     AddDevices,
@@ -10,7 +12,7 @@ from cloud_stub.core.commands import (
     ResumeRestored,
 )
 from cloud_stub.core.rows import AssignmentState
-from cloud_stub.orchestrator import Asked, Delivered
+from cloud_stub.orchestrator import Asked, Delivered, Settings
 from protocol import messages
 from protocol.lifecycle import WorkflowState
 from protocol.messages import Assignment, Gone, Hello
@@ -227,3 +229,30 @@ def test_the_outbox_is_the_row_when_the_cloud_dies_between_commit_and_publish() 
     cloud.restart()
     cloud.wait(1_000)
     assert accepted(pi).action == "install"
+
+
+def test_devices_are_told_to_come_back_within_what_the_broker_bears() -> None:
+    """The time of the first reconnect grows with the fleet, and is never less than a second."""
+    cloud = Cloud(Settings(heartbeat_ms=1_000, sync_window_ms=1_000, connects_per_s=2))
+    pi = cloud.pi("a", "north")
+    cloud.wait(10_000)
+    cloud.hello(pi)
+    assert pi.acks[-1].reconnect_spread_ms == 1_000
+    for number in range(9):
+        cloud.pi(f"b{number}", "north", silent=True)
+    cloud.wait(10_000)
+    cloud.hello(pi)
+    assert pi.acks[-1].reconnect_spread_ms == 5_000
+
+
+def test_rubbish_from_one_device_fills_no_log(cloud: Cloud, caplog: pytest.LogCaptureFixture) -> None:
+    """A few lines name it, the rest is counted and told at the next sweep."""
+    cloud.pi("a", "north")
+    cloud.wait(10_000)
+    caplog.clear()
+    for _ in range(50):
+        cloud.feed(Delivered(Kind.PROGRESS, "a", b"rubbish"))
+    assert len(caplog.records) == 5
+    cloud.wait(10_000)
+    assert caplog.records[-1].getMessage() == "refused 45 more messages of a"
+    assert cloud.orchestrator.refused["not_json"] == 50
