@@ -70,7 +70,7 @@ def run(
     from protocol.join import decode_join
 
     if join_text == "-":
-        join_text = click.get_text_stream("stdin").read()
+        join_text = sys.stdin.read()
     join = decode_join(join_text) if join_text is not None else None
     folder = configuration.state_of(config, state, _default_state())
     with lock.hold(folder):
