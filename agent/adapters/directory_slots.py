@@ -199,7 +199,7 @@ class DirectorySlots:
                 self._save(marked)
             durable.remove_file(
                 self._beside(slot, "seal")
-            )  # FACTS: a failed slot that kept its checksum "succeeded"
+            )  # a failed slot that keeps its checksum would "succeed" when it is tried again
 
     def path(self, slot: SlotName) -> Path:
         """Return the folder of a slot."""

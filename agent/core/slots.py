@@ -117,7 +117,7 @@ def boot(table: SlotTable, slot: SlotName) -> SlotTable:
 def count_start(table: SlotTable, slot: SlotName) -> tuple[SlotTable, bool]:
     """Take one of the trial's starts, and say whether the slot may be started; the table is durable before it is.
 
-    Starts of a slot that is not in trial are not counted (FACTS.md: counting after the commit falls back months later).
+    Starts of a slot that is not in trial are not counted (counting after the commit would fall back months later).
     """
     held = table.slots[slot]
     if held.holds is not _H.TRIAL:

@@ -1,7 +1,7 @@
 """The cloud's own connection to the broker: paho's thread in, `publish` out.
 
 It decides nothing: what arrives is handed on with the means to acknowledge it to the broker, which is used only after
-the database has it (FACTS: manual_ack). It connects with MQTT 5, and falls back to 3.1.1 where that is refused.
+the database has it (paho: manual_ack). It connects with MQTT 5, and falls back to 3.1.1 where that is refused.
 """
 
 import logging

@@ -1,6 +1,6 @@
 """The rollback policy: when it trips, from which numbers, and whether it can.
 
-It fails closed: a policy that cannot act as written is refused when the deployment is made (STYLE.md 18). It sends
+It fails closed: a policy that cannot act as written is refused when the deployment is made. It sends
 nothing and changes no row. Source: DESIGN.md section 3, "Rollback policy"; RULES.md R13, R20, R23.
 """
 

@@ -20,7 +20,7 @@ Name = Annotated[
 
 
 class Part(BaseModel):
-    """A part of a scenario. An unknown field is refused: a control that nothing reads is a defect (STYLE.md 18)."""
+    """A part of a scenario. An unknown field is refused: a control that nothing reads is a defect."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 

@@ -82,7 +82,7 @@ def address_of(url: str) -> tuple[str, int]:
     """Return host and port of a broker's address.
 
     Raises:
-        OperatorError: it is none, or asks for TLS, which a simulated fleet does not speak (FACTS.md: a storm of 100,000
+        OperatorError: it is none, or asks for TLS, which a simulated fleet does not speak (a storm of 100,000
             handshakes costs 105 CPU-seconds).
     """
     try:

@@ -108,7 +108,7 @@ def test_a_late_fall_back_is_left_for_the_core_to_report() -> None:
 
 
 def test_a_slot_that_is_invalid_or_bad_is_trusted_by_no_checksum() -> None:
-    """What failed is never tried, whatever sha256 the report still names (FACTS: a failed slot that "succeeded")."""
+    """What failed is never tried, whatever sha256 the report still names (elsewhere a failed slot "succeeded" so)."""
     table = slots_running(OLD, a_slot(NEW, Holds.SEALED))
     for marked in (rules.invalidate(table, "B"), rules.invalidate(table, "B", "verify_failed")):
         with pytest.raises(DeviceError):

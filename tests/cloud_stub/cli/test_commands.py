@@ -121,7 +121,7 @@ def test_a_policy_that_lacks_a_number_is_refused(ask: Run, ids: list[str], left_
 
 
 def test_every_option_of_a_draft_acts(ask: Run, ids: list[str], service: DirectService) -> None:
-    """Each is found in the deployment that it made (STYLE.md 18)."""
+    """Each is found in the deployment that it made."""
     samples.imported(service, "1.0", "valve")
     options = ("--update", "acme/valve:1.0", "--match", "any", "--percent-of", "attempted", "--at", "+30m",
                "--retries", "2", "--retry-delay", "5s", "--device-timeout", "10m", "--attempt-timeout", "1d",
