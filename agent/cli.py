@@ -145,6 +145,7 @@ def _run(settings: "AgentSettings") -> None:
     from protocol.topics import Topics
 
     chance = SystemChance()
+    ports = _ports(settings)
     core_settings = Settings(
         agent_version=_version(),
         heartbeat_ms=int(settings.heartbeat_s * 1_000),
@@ -152,10 +153,11 @@ def _run(settings: "AgentSettings") -> None:
         cloud_limit_ms=int(settings.cloud_limit_s * 1_000),
         trial_starts=settings.trial_starts,
         download_tries_max=settings.download_tries,
+        handlers=ports.handlers.names,
     )
     keys = TrustedKeys(settings.keys_pem)
     device = Device(settings.device, keys, chance, core_settings, settings.properties, settings.tags)
-    runtime = Runtime(device, RecordFile(settings.state / "record.json"), _ports(settings), _say)
+    runtime = Runtime(device, RecordFile(settings.state / "record.json"), ports, _say)
     broker = Broker(settings.broker, settings.device, settings.token, settings.ca_file)
     link = MqttLink(broker, Topics(settings.prefix), chance, runtime.post, _say)
     _stop_at_signals(runtime)

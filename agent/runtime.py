@@ -142,7 +142,7 @@ class Runtime:
             return Started(slots, self._records.load())
         except DeviceError as error:
             self._say(str(error))
-            return Started(slots, None, record_lost=True)
+            return Started(slots, None)
 
     def _turn(self) -> None:
         """Handle what is due, then one event, or find out that the application ended."""

@@ -99,6 +99,8 @@ WORKFLOW: Final[Mapping[WorkflowState, Mapping[WorkflowEvent, frozenset[Workflow
         _E.HELD: frozenset({_S.IDLE}),
         _E.FELL_BACK: frozenset({_S.IDLE, _S.REVERTING}),
         _E.COMMITTED: frozenset({_S.IDLE}),  # what a late fall-back left is last known good
+        _E.COMMIT_FAILED: frozenset({_S.IDLE}),
+        _E.TIMER: frozenset({_S.IDLE, _S.REVERTING}),  # a late fall-back is settled again
         _E.RESTARTED: frozenset({_S.IDLE, _S.REVERTING}),
     },
     _S.DOWNLOADING: {

@@ -125,6 +125,11 @@ class Handlers:
     def __init__(self, extra: Mapping[str, Handler] | None = None) -> None:
         self._extra = dict(extra or {})
 
+    @property
+    def names(self) -> frozenset[str]:
+        """What this device has, so that an update which needs another is refused before a slot is touched."""
+        return frozenset({*self._extra, *BUILT_IN, *entry_points(group=ENTRY_POINTS).names})
+
     def of(self, name: str) -> Handler:
         """Return the handler.
 
@@ -146,7 +151,7 @@ class Handlers:
         raise WorkFailed(
             Reason.UNSUPPORTED,
             f"The update asks for the handler {name!r}, which this device has not; "
-            f"it has {', '.join(sorted(BUILT_IN))}.",
+            f"it has {', '.join(sorted(self.names))}.",
         )
 
     def install(self, manifest: Manifest, folder: Path, into: Path, *, stop: Stop) -> None:

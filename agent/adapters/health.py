@@ -2,6 +2,7 @@
 
 They do not know what a trial is: the core decides what a failure means. A check may fail until it has held for the
 first time, within the start-up limit, since an application needs a while to come up; after that, any failure counts.
+A soak is not held by time that merely passed (a machine that was suspended): it ends with one more look at every check.
 """
 
 import contextlib
@@ -132,6 +133,7 @@ class Watch:
         began = time.monotonic()
         due = [began] * len(self.checks)
         missing = set(range(len(self.checks)))  # those that have not held yet
+        seen = [began] * len(self.checks)  # when each was last looked at
         soaking_since = began
         told = False
         while True:
@@ -140,6 +142,7 @@ class Watch:
                     raise Stopped
                 if time.monotonic() < due[index]:
                     continue
+                seen[index] = time.monotonic()
                 sentence = check.run()
                 now = time.monotonic()
                 # While the application comes up it is asked more often, so that the soak begins when it is there.
@@ -148,9 +151,15 @@ class Watch:
                     missing.discard(index)
                 elif index not in missing or now - began > self.startup_s:
                     failed(f"Check {check.name}: {sentence}")
-                if missing:
+                if missing or sentence is not None:
                     soaking_since = now
-            if not told and not missing and time.monotonic() - soaking_since >= self.soak_s:
+            soaked_at = soaking_since + self.soak_s
+            if not told and not missing and time.monotonic() >= soaked_at:
+                early = [index for index, at in enumerate(seen) if at < soaked_at]
+                for index in early:
+                    due[index] = soaked_at  # the closing look, now
+                if early:
+                    continue
                 told = True
                 held()
             if stop():

@@ -140,6 +140,7 @@ class Conversation:
             self._refuse(now_ms)
         elif ack.sequence == record.sequence and ack.digest in {None, record.digest}:
             self.held, self._state_due, self._state_tries = True, None, 0
+            self._minimal_refused = False  # it was the whole state that was refused twice
         elif self.connection is not None and (self.held or self._sent != record.sequence):
             self.held, self._state_due = False, now_ms
         self._doubt(ack.newest_epoch, record, now_ms)

@@ -257,6 +257,7 @@ class Device:
                 transient=event.transient,
                 refresh=event.refresh,
                 manifest=event.manifest,
+                read_back=event.slots is not None,
             )
         )
 
@@ -408,10 +409,14 @@ class Device:
         if work.state is _S.READY and not work.phase and work.order is not None and work.order.offline_ok:
             self._feed(Happening(_E.GATE_OPENED))
         elif work.next is not None and not (
-            work.state in {_S.SWITCHING, _S.REVERTING} or is_committing(work)
+            work.state in {_S.SWITCHING, _S.REVERTING} or is_committing(work) or self._is_astray()
         ):
             self._record = replace(self._record, workflow=replace(work, next=None))
             self._feed(ordered(work.next, self.workflow, self.slots))
+
+    def _is_astray(self) -> bool:
+        """Whether a late fall-back is not settled yet: until then no slot may be written."""
+        return self.workflow.state is _S.IDLE and self.slots.booted != self.slots.last_known_good
 
     def _facts(self) -> Facts:
         return Facts(
@@ -463,8 +468,11 @@ class Device:
 
     def _new_record(self) -> Record:
         """A new instance; its floor is rebuilt from what its slots hold (R3, R8)."""
-        slots = self.slots.slots.values()
-        floor = max((slot.release_counter for slot in slots if slot.holds is Holds.GOOD), default=0)
+        slots = self.slots
+        trusted = [slot for slot in slots.slots.values() if slot.holds is Holds.GOOD]
+        if slots.slots[slots.last_known_good].holds is Holds.UNKNOWN:
+            trusted.append(slots.slots[slots.last_known_good])
+        floor = max((slot.release_counter for slot in trusted), default=0)
         return Record(instance=self._chance.token(), floor=floor)
 
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Final
 
 from agent.core.model import Commit, Effect, Invalidate, Revert, Start, StopWork, Watch, Workflow
-from agent.core.steps import Acts, Facts, begin_revert, end, failed, spoil
+from agent.core.settings import COMMIT_WAIT_MOST_MS
+from agent.core.steps import Acts, Facts, Wait, begin_revert, end, failed, spoil
 from protocol.lifecycle import PAST_NO_RETURN, WorkflowState
 from protocol.outcomes import Reason
 
@@ -26,11 +27,15 @@ def go_on_without_record(
     trial_runs = facts.slots.booted != facts.slots.last_known_good
     past = work.state in PAST_NO_RETURN and (durable in PAST_NO_RETURN or trial_runs)
     if work.state is not WorkflowState.IDLE and not past:
+        # The committed application is no part of the order: it starts all the same.
+        acts += [effect for effect in withheld if isinstance(effect, Start) and effect.tag.ordinal == 0]
         return _end(work, facts, acts, detail), acts
     if work.state is WorkflowState.CONFIRMING and any(isinstance(effect, Commit) for effect in withheld):
         verdict = failed(work, facts, Reason.COMMIT_FAILED, detail)
         return begin_revert(work, facts, acts, verdict, Reason.COMMIT_FAILED), acts
     acts += [effect for effect in withheld if isinstance(effect, _WITHOUT_RECORD)]
+    if work.state is WorkflowState.IDLE and any(isinstance(effect, Commit) for effect in withheld):
+        acts.append(Wait(COMMIT_WAIT_MOST_MS))  # a late fall-back stays to be settled
     return work, acts
 
 

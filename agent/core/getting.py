@@ -20,8 +20,15 @@ from agent.core.model import (
     StopWork,
     Workflow,
 )
-from agent.core.settings import DOWNLOAD_WAIT_FIRST_MS, DOWNLOAD_WAIT_MOST_MS, REFRESH_WAIT_MS, backoff
-from agent.core.slots import FELL_BACK
+from agent.core.settings import (
+    COMMIT_WAIT_FIRST_MS,
+    COMMIT_WAIT_MOST_MS,
+    DOWNLOAD_WAIT_FIRST_MS,
+    DOWNLOAD_WAIT_MOST_MS,
+    REFRESH_WAIT_MS,
+    backoff,
+)
+from agent.core.slots import FELL_BACK, NOTHING_WHOLE
 from agent.core.steps import (
     Acts,
     Ask,
@@ -60,6 +67,8 @@ def already_there(work: Workflow, happening: Happening, facts: Facts, acts: Acts
 def take(work: Workflow, happening: Happening, facts: Facts, acts: Acts) -> Workflow:
     """Begin an order: flip when the spare already holds the target, else fetch the manifest."""
     order = order_of(happening)
+    if facts.slots.booted != facts.slots.last_known_good:  # a late fall-back is settled first
+        return replace(work, next=order)
     spare = facts.slots.spare
     taken = Workflow(order=order, slot=spare, next=work.next, ordinal=work.ordinal)
     held = facts.slots.slots[spare]
@@ -74,9 +83,9 @@ def take(work: Workflow, happening: Happening, facts: Facts, acts: Acts) -> Work
 
 
 def answer_hold(work: Workflow, happening: Happening, facts: Facts, acts: Acts) -> Workflow:
-    """Stay idle, and say so."""
+    """Stay idle, and say so; an order that waited for a late fall-back to be settled never begins."""
     acts.append(answer_to(order_of(happening), work, facts, stopped=True))
-    return work
+    return work if work.next is None else replace(work, next=None)
 
 
 def settle(work: Workflow, happening: Happening, facts: Facts, acts: Acts) -> Workflow:
@@ -85,7 +94,8 @@ def settle(work: Workflow, happening: Happening, facts: Facts, acts: Acts) -> Wo
     gone = slots.last_known_good
     if slots.booted == gone:
         return work
-    if slots.running.holds is Holds.TRIAL:  # nobody fell back: a trial runs that the record knows nothing of
+    # Nobody fell back: a trial runs that the record knows nothing of, or the link was moved to what is no update.
+    if slots.running.holds is Holds.TRIAL or slots.running.holds in NOTHING_WHOLE:
         return begin_revert(work, facts, acts, None, Reason.RECORD_LOST)
     work, tag = tagged(work, facts)
     acts.append(Commit(tag, slots.booted))
@@ -99,8 +109,18 @@ def settle(work: Workflow, happening: Happening, facts: Facts, acts: Acts) -> Wo
 def settled(work: Workflow, happening: Happening, facts: Facts, acts: Acts) -> Workflow:
     """What is booted is last known good now, so that the slot that was left may be marked."""
     if facts.slots.booted == facts.slots.last_known_good:
-        acts.append(Invalidate(facts.slots.spare, FELL_BACK))
-    return work
+        acts += [Invalidate(facts.slots.spare, FELL_BACK), Wait(None)]
+        return replace(work, tries=0) if work.tries else work
+    return settle_later(work, happening, facts, acts)
+
+
+def settle_later(work: Workflow, happening: Happening, facts: Facts, acts: Acts) -> Workflow:
+    """The disk refused to settle a late fall-back: try again for ever, with a capped back-off."""
+    if facts.slots.booted == facts.slots.last_known_good:
+        return settled(work, happening, facts, acts)
+    tries = work.tries + 1
+    acts.append(Wait(backoff(tries, COMMIT_WAIT_FIRST_MS, COMMIT_WAIT_MOST_MS, facts.chance.uniform())))
+    return replace(work, tries=tries)
 
 
 # --- downloading and installing --------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ from protocol.topics import Kind
 
 SlotName = Literal["A", "B"]
 SLOTS: Final[tuple[SlotName, SlotName]] = ("A", "B")
-TRIAL_STARTS_DEFAULT: Final = 3  # starts that a trial may use before it has failed
 
 
 def other(slot: SlotName) -> SlotName:
@@ -124,11 +123,10 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The agent starts. `record` is None on a new device; `record_lost` when it was there and could not be read."""
+    """The agent starts. `record` is None on a new device, and when it was there and could not be read."""
 
     slots: SlotTable
     record: Record | None
-    record_lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)

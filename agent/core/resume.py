@@ -39,6 +39,7 @@ class Resume(StrEnum):
     REVERT_UNKNOWN = "revert_unknown"  # what the switch did cannot be read: failed(activate_failed)
     REVERT_AGAIN = "revert_again"
     SETTLE = "settle"  # a late fall-back: what is booted becomes last known good, the other slot bad
+    ANEW = "anew"  # so it is, below an order that had not been tried: settle, then begin the order anew
 
 
 _E = Evidence
@@ -54,24 +55,24 @@ RESUME: Final[Mapping[_S, Mapping[Evidence, Resume]]] = {
     },
     _S.DOWNLOADING: {
         _E.TRIAL: _R.REVERT_LOST,
-        _E.COMMITTED: _R.FALL_BACK,
+        _E.COMMITTED: _R.ANEW,
         _E.WHOLE: _R.RECHECK,
         _E.OTHER: _R.DOWNLOAD,
-        _E.ASTRAY: _R.FALL_BACK,
+        _E.ASTRAY: _R.ANEW,
     },
     _S.INSTALLING: {
         _E.TRIAL: _R.REVERT_LOST,
-        _E.COMMITTED: _R.FALL_BACK,
+        _E.COMMITTED: _R.ANEW,
         _E.WHOLE: _R.RECHECK,
         _E.OTHER: _R.DOWNLOAD,
-        _E.ASTRAY: _R.FALL_BACK,
+        _E.ASTRAY: _R.ANEW,
     },
     _S.READY: {
         _E.TRIAL: _R.REVERT_LOST,
-        _E.COMMITTED: _R.FALL_BACK,
+        _E.COMMITTED: _R.ANEW,
         _E.WHOLE: _R.RECHECK,
         _E.OTHER: _R.DOWNLOAD,
-        _E.ASTRAY: _R.FALL_BACK,
+        _E.ASTRAY: _R.ANEW,
     },
     _S.SWITCHING: {
         _E.TRIAL: _R.START,
@@ -149,6 +150,12 @@ def _fall_back(work: Workflow, happening: Happening, facts: Facts, acts: Acts) -
     return end(work, verdict, acts)
 
 
+def _anew(work: Workflow, happening: Happening, facts: Facts, acts: Acts) -> Workflow:
+    """The order had no part in what boots now, so it is no failure of its update (R10); it waits as `next`."""
+    idle = Workflow(next=work.next or work.order, ordinal=work.ordinal)
+    return getting.settle(idle, happening, facts, acts)
+
+
 def _revert_lost(work: Workflow, happening: Happening, facts: Facts, acts: Acts) -> Workflow:
     detail = "A trial was booted that the agent's record knew nothing of."
     verdict = failed(work, facts, Reason.RECORD_LOST, detail) if work.order is not None else None
@@ -171,4 +178,5 @@ _ACTIONS: Final[Mapping[Resume, Callable[[Workflow, Happening, Facts, Acts], Wor
     Resume.REVERT_UNKNOWN: _revert_unknown,
     Resume.REVERT_AGAIN: trying.revert_again,
     Resume.SETTLE: getting.settle,
+    Resume.ANEW: _anew,
 }

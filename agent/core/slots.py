@@ -35,6 +35,7 @@ HOLDS: Final[Mapping[Holds, frozenset[Holds]]] = {
 FELL_BACK: Final = "fell_back"  # why the slot is bad that a late fall-back left
 REASON_CHARACTERS_MAX: Final = 256  # of the reason a slot is bad: one line of a report
 
+NOTHING_WHOLE: Final = frozenset({_H.EMPTY, _H.INVALID, _H.WRITING, _H.BAD})  # nothing to start, or to commit
 _GOES_BACK_TO: Final = frozenset(
     {_H.GOOD, _H.EMPTY, _H.SEALED, _H.UNKNOWN}
 )  # empty: a device that never had an update
@@ -180,8 +181,9 @@ def recover(table: SlotTable) -> SlotTable:
     """Return the legal table nearest to what a power loss left; runs at every start, and can be run again.
 
     A late fall-back (booted is not last known good, and no trial) is left as it is: it is the core's to report first.
+    But what holds nothing whole does not stay booted.
     """
-    if table.booted != table.last_known_good and table.running.holds is _H.BAD:
+    if table.booted != table.last_known_good and table.running.holds in NOTHING_WHOLE:
         return replace(table, booted=table.last_known_good)
     spare = table.spare
     held = table.slots[spare]

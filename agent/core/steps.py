@@ -37,6 +37,7 @@ class Happening:
     transient: bool = False
     refresh: bool = False
     manifest: bytes | None = None
+    read_back: bool = False  # the slots were read with it; else `Facts.slots` is what they were before
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,9 +92,10 @@ def start_or_give_way(work: Workflow, happening: Happening, facts: Facts, acts: 
 
 
 def activate_failed(work: Workflow, happening: Happening, facts: Facts, acts: Acts) -> Workflow:
-    """The switch was not made when the last known good slot still boots; else it is unknown, and undone."""
+    """The switch was not made when the last known good slot is read as the one that boots; else it is undone."""
     verdict = failed(work, facts, reason_of(happening, Reason.ACTIVATE_FAILED), happening.detail)
-    if facts.slots.booted != facts.slots.last_known_good:
+    unknown = not happening.read_back or facts.slots.slots[slot_of(work, facts)].holds is Holds.UNKNOWN
+    if unknown or facts.slots.booted != facts.slots.last_known_good:
         return begin_revert(work, facts, acts, verdict, Reason.ACTIVATE_FAILED)
     waiting = work.next
     if waiting is not None and waiting.action == "hold":
@@ -213,7 +214,12 @@ def is_committed(work: Workflow, slots: SlotTable) -> bool:
 
 
 def reverted(work: Workflow, happening: Happening, facts: Facts, acts: Acts) -> Workflow:
-    """The last known good slot is read back as booted: tell the verdict that was recorded, and take what waits."""
+    """The last known good slot is read back as booted: tell the verdict that was recorded, and take what waits.
+
+    When that is the trial's own, a commit had happened though it could not be read back: what the slots say decides.
+    """
+    if is_committed(work, facts.slots):
+        return succeed(work, facts, acts)
     if facts.slots.booted != facts.slots.last_known_good:
         return revert_failed(work, happening, facts, acts)
     verdict = work.verdict

@@ -56,6 +56,8 @@ TABLE: Final[Mapping[_S, Mapping[_E, Handler]]] = {
         _E.HELD: getting.answer_hold,
         _E.FELL_BACK: getting.settle,
         _E.COMMITTED: getting.settled,
+        _E.COMMIT_FAILED: getting.settle_later,
+        _E.TIMER: getting.settle,
         _E.RESTARTED: resume.restarted,
     },
     _S.DOWNLOADING: {

@@ -107,9 +107,8 @@ class Rig:
         self.device = self._new()
         self.waiting = []
         self.slots = rules.recover(self.slots)
-        lost = record_lost and self.disk is not None
         record = None if record_lost or self.disk is None else decode(self.disk)
-        self.do(Started(self.slots, record, lost))
+        self.do(Started(self.slots, record))
         return self
 
     def lose_power(self) -> None:

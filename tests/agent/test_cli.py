@@ -27,7 +27,7 @@ RESIDENT_BYTES_MAX = 60_000_000
 def agent(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run `lastgood agent` to its end."""
     command = [*LASTGOOD, "agent", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
 
 
 def joining(device: str = "pi-1") -> str:
@@ -57,12 +57,12 @@ def test_it_joins_runs_and_ends_cleanly(tmp_path: Path) -> None:
         until(lambda: "cannot be reached" in output.read_text(), "the first try")
         assert "pi-1 works on" in output.read_text()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(90) == 0
         assert output.read_text().rstrip().endswith("stopped")
     with running("--state", state) as (process, output):
         until(lambda: "cannot be reached" in output.read_text(), "the first try")
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
+        assert process.wait(90) == 0
     assert "t" * 27 in (state / "agent.toml").read_text()
 
 
@@ -80,7 +80,7 @@ def test_it_joins_from_standard_input(tmp_path: Path) -> None:
         told = iter(process.stdout.readline, "")
         assert any("cannot be reached" in line for line in told)  # it has joined, and listens to signals
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(90) == 0
     assert "t" * 27 in (state / "agent.toml").read_text()
 
 

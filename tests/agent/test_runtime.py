@@ -55,23 +55,25 @@ class Agent:
     files: Files
     link: FakeLink = field(default_factory=FakeLink)
     lines: list[str] = field(default_factory=list)
-    startup_s: float = 1.0
+    startup_s: float = 60.0
 
     def runtime(self) -> Runtime:
         """Wire everything as `cli.py` does, with short times."""
-        settings = Settings(heartbeat_ms=1_000, needs_cloud=True)
+        handlers = Handlers()
+        settings = Settings(heartbeat_ms=1_000, needs_cloud=True, handlers=handlers.names)
         device = Device("pi-1", KEYS, SystemChance(), settings, {"model": "toaster"}, {"group": "lab"})
         data = self.state / "data"
         application = ProcessSettings(
             ("{slot}/serve",), data, self.state / "log", self.state / "pid", {}, stop_s=2
         )
         fetcher = HttpFetcher()
-        check = CommandCheck("up", ("test", "-e", str(data / "up")))
+        booted = self.state / "slots" / "current" / "version"
+        check = CommandCheck("up", ("cmp", "-s", str(data / "up"), str(booted)))
         ports = Ports(
             slots=self.slots,
             fetcher=fetcher,
             trust=SignedAssignmentTrust(fetcher),
-            handlers=Handlers(),
+            handlers=handlers,
             application=ProcessApplication(application),
             watch=Watch([(check, 0.1)], soak_s=0.3, startup_s=self.startup_s),
             downloads=self.state / "downloads",
@@ -129,7 +131,7 @@ def at_work(agent: Agent) -> Iterator[Runtime]:
         yield runtime
     finally:
         runtime.stop()
-        thread.join(30)
+        thread.join(90)
         assert not thread.is_alive()
         assert problems == []
 
@@ -182,6 +184,8 @@ def test_a_failed_health_check_reverts(agent: Agent) -> None:
     with at_work(agent):
         agent.order(10, an_app("1.0.0"))
         assert agent.outcome(10) == ("succeeded", None)
+    agent.startup_s = 0.5
+    with at_work(agent):
         agent.order(11, an_app("2.0.0", SICK))
         assert agent.outcome(11) == ("failed", "health_failed")
         assert (agent.table.booted, agent.table.slots["A"].holds) == ("B", "bad")
@@ -242,6 +246,8 @@ def test_bad_input_leaves_the_running_slot_untouched(agent: Agent, wrong: str, r
         assert (agent.table.booted, agent.table.last_known_good, agent.pid) == ("B", "B", running)
         assert lives(running)
         assert agent.slots.rehash("B")
+        if wrong == "handler":
+            assert agent.table.slots["A"].holds == "empty", "refused before the spare is touched"
 
 
 def test_a_full_disk_leaves_the_running_slot_untouched(agent: Agent) -> None:

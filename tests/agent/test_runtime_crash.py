@@ -5,12 +5,13 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from agent.adapters.directory_slots import DirectorySlots
-from tests.agent.adapters.files_server import serving
+from tests.agent.adapters.files_server import Files, serving
 from tests.agent.test_runtime import Agent, an_app, at_work, lives
 from tests.waiting import until
 
@@ -29,25 +30,30 @@ KILLED_AT = (
 )  # renames of the loop: each durable step of record and slots is one
 
 
-@pytest.mark.slow
-def test_an_agent_killed_anywhere_comes_back(tmp_path: Path) -> None:
-    """Killed at ten points, then started again: the update succeeds, one application runs, both slots are whole."""
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Files]]:
+    """The state of an agent that runs version 1, and a server that has version 2."""
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed, so no agent is killed: apt-get install strace")
-    fired = 0
     with serving() as files:
-        first = Agent(tmp_path / "first" / "state", files)
+        first = Agent(tmp_path_factory.mktemp("first") / "state", files)
         first.state.mkdir(parents=True)
         with at_work(first):
             first.order(10, an_app("1.0.0"))
             assert first.outcome(10) == ("succeeded", None)
         files.add(an_app("2.0.0"))
-        for point in KILLED_AT:
-            state = tmp_path / str(point) / "state"
-            shutil.copytree(first.state, state, symlinks=True)
-            fired += _killed(state, files.url, point)
-            _comes_back(state, files.url, point)
-    assert fired == len(KILLED_AT)
+        yield first.state, files
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", KILLED_AT)
+def test_an_agent_killed_anywhere_comes_back(running: tuple[Path, Files], point: int, tmp_path: Path) -> None:
+    """Killed at one of ten points and started again: the update succeeds, one application runs, two slots are whole."""
+    before, files = running
+    state = tmp_path / "state"
+    shutil.copytree(before, state, symlinks=True)
+    assert _killed(state, files.url, point), "the kill has fired"
+    _comes_back(state, files.url, point)
 
 
 def _command(state: Path, url: str) -> list[str]:
@@ -95,7 +101,7 @@ def _comes_back(state: Path, url: str, point: int) -> None:
             until(lambda: len(_applications(state)) == 1, f"one application after {point}; before: {orphans}")
         finally:
             process.send_signal(signal.SIGTERM)
-            process.wait(20)
+            process.wait(90)
     until(lambda: not _applications(state), "the end of the application")
 
 

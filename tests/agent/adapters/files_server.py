@@ -86,7 +86,7 @@ def serving() -> Iterator[Files]:
             cut = files.cut_at if fault in {"cut", "silent"} else None
             self.answer(status, body, headers, cut)
             if fault == "silent":
-                files.silent.wait(30)
+                files.silent.wait(90)
 
         def answer(
             self, status: int, body: bytes, headers: Mapping[str, str], cut: int | None = None

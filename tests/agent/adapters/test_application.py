@@ -155,7 +155,7 @@ def test_nobody_elses_process_is_ended(application: ProcessApplication, slot: Pa
 
 def test_its_log_is_bounded(slot: Path) -> None:
     """The log is copied and cut while the application goes on writing into it."""
-    text = "i=0; while [ $i -lt 30000 ]; do echo line $i; i=$((i+1)); done; echo last; exec sleep 600"
+    text = "i=0; while [ $i -lt 30000 ]; do echo line $i; i=$((i+1)); done; while :; do echo last; sleep 0.1; done"
     application = ProcessApplication(settings(slot, ("/bin/sh", "-c", text), log_bytes_max=10_000))
     application.start(slot)
     log, older = slot.parent / "log", slot.parent / "log.1"

@@ -220,7 +220,7 @@ def test_stop_is_heard_while_the_server_is_silent(files: Files, tmp_path: Path) 
     piece = tmp_path / f"{sha256(BIG).hexdigest()}.part"
     until(lambda: piece.exists() and piece.stat().st_size == 300_000, "the first bytes")
     stop.set()
-    thread.join(5)
+    thread.join(90)
     assert ended == [Stopped]
     files.silent.set()
     fetch(files, update, tmp_path)

@@ -85,12 +85,16 @@ class Scripted:
 
 
 def watch(
-    check: Scripted, until: Callable[[list[str]], bool], soak_s: float = 0.3, startup_s: float = 5
+    check: Scripted,
+    until: Callable[[list[str]], bool],
+    soak_s: float = 0.3,
+    startup_s: float = 60,
+    interval_s: float = 0.1,
 ) -> list[str]:
     """Run a watch until its events satisfy a condition, and return them."""
     events: list[str] = []
     with pytest.raises(Stopped):
-        Watch([(check, 0.1)], soak_s, startup_s).run(
+        Watch([(check, interval_s)], soak_s, startup_s).run(
             stop=lambda: until(events), held=lambda: events.append("held"), failed=events.append
         )
     return events
@@ -110,8 +114,13 @@ def test_an_application_may_take_a_while_to_come_up() -> None:
 def test_a_failure_after_the_first_success_counts() -> None:
     """In the soak any failure is told, and so is one after the soak was held."""
     assert watch(Scripted([None, "gone", None]), bool) == ["Check scripted: gone"]
-    check = Scripted([*[None] * 8, "gone", None])
+    check = Scripted([*[None] * 9, "gone", None])
     assert watch(check, lambda events: len(events) == 2) == ["held", "Check scripted: gone"]
+
+
+def test_a_soak_ends_with_a_look() -> None:
+    """Time that passed between two looks proves nothing: a check that no longer holds at the end is told first."""
+    assert watch(Scripted([None, "gone"]), bool, interval_s=3_600) == ["Check scripted: gone"]
 
 
 def test_an_application_that_never_comes_up_fails() -> None:

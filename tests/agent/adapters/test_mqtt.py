@@ -16,7 +16,7 @@ from agent.adapters.mqtt import Broker, MqttLink
 from agent.core.model import Connected, Delivered, Disconnected, Event
 from protocol.errors import OperatorError
 from protocol.topics import Kind, Topics
-from tests.waiting import until
+from tests.waiting import DEADLINE_S, until
 
 TOKEN = "t" * 27
 
@@ -69,9 +69,11 @@ def mosquitto(tmp_path: Path) -> Iterator[str]:
     user = "root" if Path("/proc/self").stat().st_uid == 0 else ""
     (tmp_path / "conf").write_text(text + (f"user {user}\n" if user else ""))
     with subprocess.Popen([program, "-c", str(tmp_path / "conf")], stderr=subprocess.DEVNULL) as broker:
-        until(lambda: _listens(port), "mosquitto")
-        yield f"mqtt://127.0.0.1:{port}"
-        broker.terminate()
+        try:
+            until(lambda: _listens(port), "mosquitto")
+            yield f"mqtt://127.0.0.1:{port}"
+        finally:
+            broker.terminate()
 
 
 def _listens(port: int) -> bool:
@@ -168,19 +170,19 @@ def test_it_falls_back_to_the_older_version(rude: bool) -> None:
                         continue
                     peer.sendall(b"\x20\x02\x00\x00")
                     subscribe = peer.recv(4_096)
-                    may_grant.wait(10)
+                    may_grant.wait(DEADLINE_S)
                     peer.sendall(b"\x90\x05" + subscribe[2:4] + b"\x01\x01\x01")
                     while peer.recv(4_096):
                         pass
 
-        thread = threading.Thread(target=serve)
+        thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         with Peer(f"mqtt://127.0.0.1:{server.getsockname()[1]}") as peer:
             until(lambda: len(levels) == 2, "the second try")
             assert peer.events == []
             may_grant.set()
             peer.wait(Connected)
-        thread.join(5)
+        thread.join(DEADLINE_S)
     assert levels == [5, 4]
 
 
@@ -228,7 +230,7 @@ class Watcher:
         self._client.connect("127.0.0.1", self._port)
         self._client.loop_start()
         self._client.subscribe("#", qos=1)
-        assert self._granted.wait(10)
+        assert self._granted.wait(DEADLINE_S)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -269,7 +269,6 @@ def _key(outcome: Any) -> Key:
 Walk.TestCase.settings = settings(
     max_examples=40,
     stateful_step_count=40,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 test_a_device_walked_at_random_keeps_its_promises = Walk.TestCase

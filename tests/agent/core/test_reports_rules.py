@@ -106,6 +106,19 @@ def test_R6_refused_makes_the_minimal_state_once_and_then_hourly() -> None:
     assert not rig.states[-1].minimal
 
 
+def test_R6_a_refusal_heard_twice_does_not_silence_the_minimal_state() -> None:
+    """The same whole state was refused again, or the ack came again: what is new is told at once."""
+    rig = acknowledged_rig(heartbeat_ms=24 * HOUR)
+    rig.do(Described(rig.properties, {"group": "hall-2"}))
+    rig.ack(refused="tags")
+    rig.ack(refused="tags")
+    rig.answer_hello()
+    count = len(rig.states)
+    rig.first_order(an_order(10, a_manifest("1.0")))
+    assert [outcome.deployment for outcome in rig.states[-1].outcomes] == ["d10"]
+    assert len(rig.states) == count + 1
+
+
 def test_R6_a_hello_whose_answer_is_lost_is_said_again() -> None:
     """Until a nonce of this connection comes back."""
     rig = acknowledged_rig()

@@ -147,6 +147,16 @@ def test_the_application_of_the_booted_slot_starts_with_the_agent(state: S) -> N
     assert (start.slot, start.tag.ordinal) == ("A", 0)
 
 
+@pytest.mark.parametrize("state", [S.IDLE, S.DOWNLOADING, S.INSTALLING, S.READY])
+def test_the_application_of_the_booted_slot_starts_though_the_disk_refuses_the_record(state: S) -> None:
+    """An order may fail for want of a disk; what is committed runs all the same."""
+    rig = Rig().start() if state is S.IDLE else rig_at(state)
+    rig.disk_full = True
+    rig.lose_power()
+    start = rig.next(Start)
+    assert (rig.state, start.slot, start.tag.ordinal) == (S.IDLE, "A", 0)
+
+
 # --- a disk that refuses the record ----------------------------------------------------------------------------
 
 

@@ -1,5 +1,7 @@
 """The gate, the trial, its verdicts and the way back (R4, R5, R10, R11, R18, R25), as a device lives through them."""
 
+from dataclasses import replace
+
 import pytest
 
 from agent.core import slots as rules
@@ -7,6 +9,7 @@ from agent.core.model import (
     Activate,
     Commit,
     Download,
+    Finished,
     Holds,
     Invalidate,
     Rehash,
@@ -226,6 +229,41 @@ def test_R10_a_bootloader_that_went_back_is_failed_fell_back() -> None:
     rig.work()
     assert rig.seen[-1][2]["reason"] is Reason.FELL_BACK
     assert rig.slots.slots["B"].holds is Holds.BAD
+
+
+@pytest.mark.parametrize("unreadable", [True, False])
+def test_a_switch_that_cannot_be_read_back_is_undone(unreadable: bool) -> None:
+    """Without evidence that the last known good slot still boots, the device goes back rather than idle in a trial."""
+    rig = rig_at(S.SWITCHING)
+    activate = rig.next(Activate)
+    rig.waiting.remove(activate)
+    table = replace(
+        rig.slots, slots={name: replace(slot, holds=Holds.UNKNOWN) for name, slot in rig.slots.slots.items()}
+    )
+    rig.slots = rules.activate(rig.slots, "B", 3)
+    rig.do(Finished(activate.tag, E.ACTIVATE_FAILED, "EIO", slots=table if unreadable else None))
+    assert rig.state is S.REVERTING
+    rig.work()
+    assert (rig.state, rig.slots.booted) == (S.IDLE, "A")
+    assert rig.seen[-1][2]["reason"] is Reason.ACTIVATE_FAILED
+
+
+def test_a_commit_that_happened_is_a_success_though_it_could_not_be_read_back() -> None:
+    """What the slots say decides, also after the agent had given the commit up; and the floor rises."""
+    rig = rig_at(S.CONFIRMING)
+    rig.perform(rig.next(Watch))
+    rig.answer_hello()
+    for _ in range(COMMIT_TRIES_MAX):
+        while not [effect for effect in rig.waiting if isinstance(effect, Commit)]:
+            rig.tick()
+        commit = rig.next(Commit)
+        rig.waiting.remove(commit)
+        rig.do(Finished(commit.tag, E.COMMIT_FAILED, "EIO"))
+    assert rig.state is S.REVERTING
+    rig.slots = rules.commit(rig.slots, "B")
+    rig.work()
+    assert rig.seen[-1][2]["result"] is Result.SUCCEEDED
+    assert rig.device.record.floor == 5
 
 
 def test_R10_failures_before_the_switch_bear_their_phase() -> None:

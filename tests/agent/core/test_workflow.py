@@ -80,7 +80,7 @@ def happenings(event: E) -> list[Happening]:
             Happening(event, refresh=True),
             Happening(event, reason="disk"),
         ]
-    return [Happening(event, detail="it was so")]
+    return [Happening(event, detail="it was so", read_back=read_back) for read_back in (True, False)]
 
 
 def facts_of(slots: SlotTable, **changes: object) -> Facts:
@@ -137,10 +137,11 @@ def test_every_way_to_idle_has_one_outcome_and_every_effect_a_tag_of_its_own(sta
     for work, happening, facts in cases(state, event):
         after, acts = step(work, happening, facts)
         outcomes = [act.outcome for act in acts if isinstance(act, Conclude)]
-        ended = state is not S.IDLE and after.state is S.IDLE
+        waits = after.next is not None and after.next is work.order  # below a late fall-back: it begins anew
+        ended = state is not S.IDLE and after.state is S.IDLE and not waits
         if ended and (state is not S.REVERTING or work.verdict is not None):
             assert len(outcomes) >= 1
-            assert outcomes[-1].deployment == "d10" or outcomes[-1].attempt == 1
+            assert outcomes[-1].epoch in {10, 11}, "of the order in work, or of the one that was adopted"
         tags = [act.tag.ordinal for act in acts if hasattr(act, "tag")]
         assert len(tags) == len(set(tags))
         assert all(ordinal > work.ordinal for ordinal in tags)
