@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 
 from protocol.errors import LastgoodError, OperatorError
@@ -105,6 +106,11 @@ def run(
 ) -> int:
     """Play SCENARIO, and exit with 0 when everything that it expects holds."""
     read = _read(scenario)
+    if (
+        url is None
+        and click.get_current_context().get_parameter_source("token") is ParameterSource.ENVIRONMENT
+    ):
+        token = None  # it is for the commands that ask a cloud by its address
     if (url is None) != (token is None):
         raise click.UsageError("--url and --token go together.")
     if read.storm is not None and world == "live":

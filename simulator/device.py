@@ -134,7 +134,7 @@ class VirtualDevice:
         self._change(moves.recover(self.slots))
         self.starts += 1
         self.core = self._make_core()
-        self.handle(Started(self.slots, None if record_lost else self.record, record_lost))
+        self.handle(Started(self.slots, None if record_lost else self.record))
 
     def lose_power(self) -> None:
         """Stop dead: what was under way is gone, and only the record and the slots stay."""

@@ -18,7 +18,6 @@ BAD: Final = "demo/beacon:2.0.0"
 NORTH, SOUTH, WEST = "north", "south", "west"
 FAILED_COUNT: Final = 5
 FAILED_PERCENT: Final = 10
-FAILING_SHARE: Final = 0.3  # of the virtual devices in the group that gets version 2
 REAL_ONE_IN: Final = 20  # so many virtual devices share one real download
 MODELS: Final = ("pi4", "pi5")
 REAL_AGENTS: Final = ("real-1", "real-2", "real-3")
@@ -56,9 +55,15 @@ def cast(seed: int, *, quick: bool) -> Cast:
     """Return the cast: 210 virtual devices, or 60 for a quick rehearsal."""
     sizes = {NORTH: 30, SOUTH: 15, WEST: 15} if quick else {NORTH: 90, SOUTH: 60, WEST: 60}
     fleet = tuple(_member(group, number) for group, size in sizes.items() for number in range(1, size + 1))
-    rule = FailurePart(update=BAD, how="crash_on_start", share=FAILING_SHARE, groups=[NORTH])
+    failing = _failures_that_trip(sizes[NORTH] + 1 + len(REAL_AGENTS)) - len(REAL_AGENTS)
+    rule = FailurePart(update=BAD, how="crash_on_start", count=failing, groups=[NORTH])
     late, stray = _member(NORTH, 0, "latecomer"), _member("", 0, "stray")
     return Cast(seed, fleet, late, stray, failures([rule], fleet, seed))
+
+
+def _failures_that_trip(members: int) -> int:
+    """Just so many devices fail, so that no real one is called back before its failure was seen."""
+    return max(FAILED_COUNT, -(-FAILED_PERCENT * members // 100))
 
 
 def properties(number: int) -> dict[str, str]:

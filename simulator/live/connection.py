@@ -53,6 +53,7 @@ class Hub:
     refusals: int = 0  # connections that never got as far as their subscriptions
     messages_in: int = 0
     messages_out: int = 0
+    payload_bytes: int = 0  # of all these messages
     said: str = ""  # why the newest refused connection was refused
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -184,6 +185,7 @@ class Connection:
         if self._client is not None and self._granted:
             topic, qos = self._up_topics[kind]
             self._hub.messages_out += 1
+            self._hub.payload_bytes += len(payload)
             self._client.publish(topic, payload, qos)
 
     async def close(self) -> None:
@@ -378,6 +380,7 @@ class Connection:
         kind = self._kinds.get(message.topic)
         if kind is not None and len(message.payload) <= MESSAGE_BYTES_MAX:
             self._hub.messages_in += 1
+            self._hub.payload_bytes += len(message.payload)
             self.on_message(kind, bytes(message.payload))
 
     def _on_disconnect(self, client: paho.Client, *_: Any) -> None:

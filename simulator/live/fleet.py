@@ -33,7 +33,7 @@ from simulator.live.fetch import Repository
 from simulator.ports import Timer
 
 START_S: Final = 10.0  # for the fleet's thread to come up
-CLOSE_S: Final = 15.0  # for all devices to say goodbye
+CLOSE_S: Final = 30.0  # for all devices to say goodbye
 OTHER_FILES: Final = 200  # open files that are no device's connection
 GC_THRESHOLD: Final = 50_000  # objects: the collector's default walks a fleet's heap far too often
 T = TypeVar("T")
@@ -68,6 +68,7 @@ class Figures:
     refusals: int
     messages_in: int
     messages_out: int
+    payload_bytes: int  # of all these messages
     fetches: int
     bytes_fetched: int
     said: str  # why the newest refused connection was refused
@@ -180,6 +181,7 @@ class LiveFleet:
             hub.refusals,
             hub.messages_in,
             hub.messages_out,
+            hub.payload_bytes,
             repository.fetches,
             repository.bytes_fetched,
             hub.said,

@@ -62,6 +62,7 @@ class Took:
     cpu_s: dict[str, float]
     messages: int
     mqtt_bytes: int
+    payload_bytes: int  # of these messages, without MQTT's own
     fetched_bytes: int
 
 
@@ -77,10 +78,12 @@ def measure(plan: Plan, folder: Path) -> Section:
 
 def _section(plan: Plan, took: Took, bare: Bare, script: Sequence[Line]) -> Section:
     devices = plan.devices
-    scripted = sum(line.size_bytes for line in script)
     kinds = Counter(line.kind for line in script)
     said = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-    more = f"{took.messages / devices:.1f} messages a device (a rehearsal had {len(script)}: {said})"
+    more = (
+        f"floor: the payloads of these very messages, {took.messages / devices:.1f} a device "
+        f"(a rehearsal had {len(script)}: {said})"
+    )
     fetched = "each" if plan.fetch_every == 1 else f"1 in {plan.fetch_every}"
     return Section(
         f"{devices} devices on {plan.engine}: a deployment of {plan.payload_bytes / 1e6:g} MB, create to all committed",
@@ -98,7 +101,9 @@ def _section(plan: Plan, took: Took, bare: Bare, script: Sequence[Line]) -> Sect
                 "s",
                 note=f"agents' cores, and {fetched} downloads for itself",
             ),
-            Row("MQTT bytes a device", took.mqtt_bytes / devices, "B", scripted, note=more),
+            Row(
+                "MQTT bytes a device", took.mqtt_bytes / devices, "B", took.payload_bytes / devices, note=more
+            ),
             Row("HTTP bytes a device", took.fetched_bytes / devices, "B", note=f"{fetched} downloads"),
         ),
     )
@@ -141,6 +146,7 @@ def _measured(plan: Plan, api: CloudApi, fleet: LiveFleet, data: Path) -> Took:
         {name: cpu_s(pid) - cpu[name] for name, pid in pids.items()},
         after.messages_in + after.messages_out - figures.messages_in - figures.messages_out,
         sum(sum(bytes_to(port).values()) - sum(carried[port].values()) for port in ports),
+        after.payload_bytes - figures.payload_bytes,
         after.bytes_fetched - figures.bytes_fetched,
     )
 

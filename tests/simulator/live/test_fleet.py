@@ -28,7 +28,7 @@ from simulator.live.fleet import FleetOptions, LiveFleet
 from tests.waiting import until
 
 DEVICES = 40
-DEADLINE_S = 20.0
+DEADLINE_S = 90.0
 TOPICS = Topics()
 Broker = BrokerProcess | ExternalBroker
 
