@@ -46,8 +46,11 @@ class Reader(Protocol):
     def runs(self, group: str) -> Mapping[tuple[str, str], int]:
         """Return how many members run each (update, sha256); ("", "") is nothing."""
 
-    def runs_by_class(self, group: str) -> Mapping[tuple[str, str], int]:
-        """Return how many members of each class run which target: (class_key, sha256) → members."""
+    def runs_by_class(self, group: str) -> Mapping[str, Mapping[tuple[str, int], int]]:
+        """Return how many members of each class run which target above which floor.
+
+        As class_key → (sha256, release-counter floor) → members; "" is nothing.
+        """
 
     def deployment(self, deployment: str) -> DeploymentRow | None:
         """Return one deployment."""
@@ -56,9 +59,13 @@ class Reader(Protocol):
         """Return the active deployment of a group."""
 
     def list_deployments(
-        self, *, group: str | None = None, states: Sequence[DeploymentState] = (), limit: int = PAGE_ROWS_MAX
+        self,
+        *,
+        group: str | None = None,
+        states: Sequence[DeploymentState] = (),
+        limit: int | None = PAGE_ROWS_MAX,
     ) -> Sequence[DeploymentRow]:
-        """Return deployments, the newest first."""
+        """Return deployments, the newest first; all of them without a limit."""
 
     def count_assignments(self, deployment: str) -> Tally:
         """Count the rows anew: what the tally must equal at every moment (R14)."""
@@ -156,12 +163,20 @@ class Unit(Reader, Protocol):
         deployment.attempt_timeout_ms < observed_ms.
         """
 
-    def next_due_ms(self) -> int | None:
-        """Return when the next schedule or retry is due."""
+    def rollbacks_at_rest(self) -> Sequence[DeploymentRow]:
+        """Return active deployments that a trip made, where all is said and somebody was not taken back (R24).
+
+        That is: nobody is pending, working or undecided, and some have failed or are unprotected.
+        """
+
+    def ended_with_pending(self, after: str, limit: int) -> Sequence[DeploymentRow]:
+        """Return ended deployments that have pending rows, in the order of their ids, beginning behind `after`."""
 
 
 class Store(Protocol):
     """The database. One writer at a time; readers never wait for it."""
+
+    changes: int  # how many transactions have changed a row that people see; the store's notes are none
 
     def transaction(self) -> AbstractContextManager[Unit]:
         """Open a transaction that is durable when the block ends, and undone when it raises.
@@ -190,15 +205,6 @@ class Files(Protocol):
 
     def path(self, sha256: str) -> Path | None:
         """Return where a stored file lies."""
-
-
-class Publisher(Protocol):
-    """Sends messages to devices over MQTT."""
-
-    def publish(
-        self, topic: str, payload: bytes, qos: int, *, content_type: str = "", expiry_s: int | None = None
-    ) -> None:
-        """Hand a message to the broker; a message that is lost is repaired by the protocol, not here."""
 
 
 class Broker(Protocol):

@@ -223,6 +223,7 @@ class Service:
             return items, False
 
     def _turn(self, inputs: list[Input], items: list[_Item], now: Now) -> None:
+        changes = self._store.changes
         try:
             publishes = self._orchestrator.handle(inputs, now)
         except ServiceError as error:
@@ -240,7 +241,8 @@ class Service:
                 self._publish(publish)
         finally:
             self._answer(items)
-        if len(inputs) > 1 or not isinstance(inputs[0], Ticked) or publishes:
+        alone = len(inputs) == 1 and isinstance(inputs[0], Ticked)
+        if not alone or publishes or self._store.changes != changes:
             with self._changes.condition:
                 self._changes.counter += 1
                 self._changes.condition.notify_all()

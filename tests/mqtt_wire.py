@@ -8,7 +8,7 @@ import socket
 from types import TracebackType
 from typing import NamedTuple, Self
 
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 CONNACK, PUBLISH, PUBACK, SUBACK, UNSUBACK, PINGRESP = 2, 3, 4, 9, 11, 13
 
 

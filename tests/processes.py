@@ -33,8 +33,8 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 BEACON: Final = ROOT / "configs" / "demo" / "beacon1"
 BEACON_THAT_CRASHES: Final = ROOT / "configs" / "demo" / "beacon2"
 PROPERTIES: Final = {"manufacturer": "acme", "model": "pi4"}
-ANSWER_S: Final = 30.0  # for one answer of the API
-STOP_S: Final = 15.0  # for a process to end by itself
+ANSWER_S: Final = 60.0  # for one answer of the API
+STOP_S: Final = 60.0  # for a process to end by itself
 ENGINES: Final = ("embedded", "mosquitto")
 MOSQUITTO_MISSING: Final = "mosquitto is not installed: run `apt-get install mosquitto`"
 
@@ -115,7 +115,7 @@ def run_lastgood(*words: str) -> subprocess.CompletedProcess[str]:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=280,
         check=False,
     )
 
@@ -348,7 +348,7 @@ class Agent:
     def version(self) -> str:
         """Return what the running application says it is; nothing when it does not answer."""
         try:
-            answer = httpx.get(f"http://127.0.0.1:{self.port}/health", timeout=2, trust_env=False)
+            answer = httpx.get(f"http://127.0.0.1:{self.port}/health", timeout=20, trust_env=False)
         except httpx.HTTPError:
             return ""
         return answer.text.strip() if answer.status_code == 200 else ""
@@ -401,7 +401,7 @@ def _agent_toml(agent: Agent) -> str:
     return f"""state = "state"
 soak_s = {agent.soak_s}
 trial_starts = {agent.trial_starts}
-startup_s = 15
+startup_s = 60
 
 [properties]
 {properties}

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-DEADLINE_S: Final = 20.0  # generous: it is only ever reached by a failure, and machines are noisy
+DEADLINE_S: Final = 90.0  # generous: it is only ever reached by a failure, and machines are noisy
 LOOK_EVERY_S: Final = 0.02
 
 Found = TypeVar("Found")

@@ -56,15 +56,13 @@ class Link:
         self._on_message, self._on_link = on_message, on_link
         self._open()
 
-    def publish(
-        self, topic: str, payload: bytes, qos: int, *, content_type: str = "", expiry_s: int | None = None
-    ) -> None:
+    def publish(self, topic: str, payload: bytes, qos: int, *, content_type: str = "") -> None:
         """Hand a message to the broker, or to the queue while it is away."""
         if self._client is None:
             return
         properties = None
-        if self._version is MQTTProtocolVersion.MQTTv5 and (content_type or expiry_s is not None):
-            properties = _properties(content_type, expiry_s)
+        if self._version is MQTTProtocolVersion.MQTTv5 and content_type:
+            properties = _properties(content_type)
         self._client.publish(topic, payload, qos, properties=properties)
 
     def stop(self) -> None:
@@ -164,11 +162,8 @@ def _at_once(_client: paho.Client, _data: Any, sock: Any) -> None:
 
 
 @lru_cache(maxsize=64)
-def _properties(content_type: str, expiry_s: int | None) -> Properties:
+def _properties(content_type: str) -> Properties:
     """Return the properties of a message; paho takes longer to make them than for all the rest of sending it."""
     properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-    if content_type:
-        properties.ContentType = content_type
-    if expiry_s is not None:
-        properties.MessageExpiryInterval = expiry_s
+    properties.ContentType = content_type
     return properties

@@ -143,7 +143,7 @@ def members_of(reader: Reader, row: DeploymentRow) -> int:
         return 0
     refs = (*row.updates, *row.policy.rollback_to)
     catalog = {ref.sha256: found for ref in refs if (found := reader.update_by_sha256(ref.sha256))}
-    return protected_members(row.updates, row.policy, catalog, reader.classes(row.group))
+    return protected_members(row.updates, catalog, reader.classes(row.group), row.tally)
 
 
 def service(broker: Broker, now_ms: int) -> ServiceView:

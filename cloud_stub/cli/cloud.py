@@ -45,6 +45,9 @@ ANY_HOST: Final = ("", "0.0.0.0", "::")  # noqa: S104  # they are told apart her
 DATA_DEFAULT: Final = "lastgood-data"
 SETUP_CODE_BYTES: Final = 16
 SHUTDOWN_S: Final = 3  # for pages that follow a deployment live: they end with the cloud
+KEEP_ALIVE_S: Final = (
+    75  # longer than clients keep a connection: one closed under a request would be an error
+)
 
 
 @click.group()
@@ -178,7 +181,13 @@ def _serve(
         random_token=lambda: secrets.token_urlsafe(24),
     )
     _write_client_files(options, assembly)
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=SHUTDOWN_S)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=SHUTDOWN_S,
+        timeout_keep_alive=KEEP_ALIVE_S,
+    )
     server = _Server(config, app.state.changes.stop)
     # uvicorn raises the signal that ended it once more; what follows its end is ours to do first. And a signal that
     # comes before uvicorn listens for it must not be lost.

@@ -38,7 +38,7 @@ def contribution(row: AssignmentRow | None) -> Tally:
         counted=int(counts_against(row)),
         canceled=int(row.state is _S.CANCELED),
         incompatible=int(row.state is _S.INCOMPATIBLE),
-        unprotected=int(row.state is _S.UNPROTECTED),
+        unprotected=int(row.state is _S.UNPROTECTED and not row.moved_on),
         dropped=int(row.state is _S.DROPPED),
         moved_on=int(row.moved_on and row.state in VERDICTS),
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from cloud_stub.core.counting import OPEN, VERDICTS
-from cloud_stub.core.places import Catalog, first_that_fits, is_at, properties_of, why_unprotected
+from cloud_stub.core.places import Catalog, first_that_fits, is_at, properties_of, why_not_safe
 from cloud_stub.core.rows import AssignmentRow, AssignmentState, DeploymentRow, DeviceRow, UpdateRow
 
 _S = AssignmentState
@@ -66,23 +66,20 @@ def offer(device: DeviceRow, situation: Situation) -> Offer:
     if update is None:
         return _outside(row, _S.INCOMPATIBLE, "no update of the deployment fits its class", situation)
     why = _why_not_safe(device, update, active, situation.catalog)
-    if why and (row.state not in VERDICTS or _is_to_install(device, row, update, situation)):
+    if why and (row.state not in VERDICTS or _is_to_install(device, row, update)):
         return _outside(row, _S.UNPROTECTED, why, situation)
-    if update.withdrawn_ms is not None and not _was_deployed_withdrawn(active, update):
+    if update.withdrawn_ms is not None and update.sha256 not in active.allowed_withdrawn:
         return Offer(_hold(f"{update.update} was withdrawn", row), situation.mine)
-    return _offered(device, row, update, active, situation)
+    return _offered(device, row, update, active, situation.now_ms)
 
 
 def _offered(
-    device: DeviceRow, row: AssignmentRow, update: UpdateRow, active: DeploymentRow, situation: Situation
+    device: DeviceRow, row: AssignmentRow, update: UpdateRow, active: DeploymentRow, now_ms: int
 ) -> Offer:
-    now_ms = situation.now_ms
     same_target = row.sha256 == update.sha256
     if row.state is _S.FAILED and same_target:
         return Offer(_hold("its attempt failed; a retry would offer it again", None), row)
-    if row.state is _S.CANCELED and same_target:
-        return Offer(_hold("its attempt was canceled", None), row)
-    if _is_to_install(device, row, update, situation):
+    if _is_to_install(device, row, update):
         row = replace(
             AssignmentRow(active.id, device.id, _S.PENDING, device.class_key or row.class_key),
             update=update.update,
@@ -107,14 +104,18 @@ def _offered(
     return Offer(order, row)
 
 
-def _is_to_install(device: DeviceRow, row: AssignmentRow, update: UpdateRow, situation: Situation) -> bool:
-    """Return whether the offer opens a new attempt: a new member, another target, or one that came back (R19)."""
+def _is_to_install(device: DeviceRow, row: AssignmentRow, update: UpdateRow) -> bool:
+    """Return whether the offer opens a new attempt: a new member, another target, or one that came back (R19).
+
+    So does a device that had succeeded and runs something else now, since its attempt is over: it came back, has a
+    new disk, or the store is an old backup; who fell back has failed already (R18). An attempt that was canceled is
+    over too: an operator's cancel ends the deployment, and every other hold has passed when this is asked.
+    """
     if row.sha256 != update.sha256:
         return True
     if row.state is _S.SUCCEEDED:
-        came_back = situation.mine is not None and situation.mine.moved_on
-        return came_back and not is_at(device, update.sha256)
-    return row.state not in (*OPEN, _S.FAILED, _S.CANCELED)
+        return not is_at(device, update.sha256)
+    return row.state not in (*OPEN, _S.FAILED)
 
 
 def _judged_by(device: DeviceRow, situation: Situation) -> Mapping[str, str]:
@@ -138,25 +139,15 @@ def _hold(why: str, row: AssignmentRow | None) -> Order:
 
 def _why_not_safe(device: DeviceRow, update: UpdateRow, active: DeploymentRow, catalog: Catalog) -> str:
     """Return why a device cannot take the update, or not be taken back from it (R17, R20); at a trip too."""
-    if update.release_counter < device.floor:
-        return f"the release counter of {update.update} is {update.release_counter}, below its floor of {device.floor}"
-    if active.policy is None:
-        return ""
-    return why_unprotected(active.policy.rollback_to, catalog, update, device.properties, device.floor)
+    back = active.policy.rollback_to if active.policy else None
+    return why_not_safe(update, back, catalog, device.properties, device.floor)
 
 
 def _why_held(device: DeviceRow, situation: Situation) -> str:
     if device.cloned:
         return "two devices use its identity in turn (cloned)"
     if situation.restored:
-        return "the cloud's data was restored from an old backup; `lastgood cloud resume` goes on"
+        return "the cloud's data was restored from an old backup; `lastgood deploy resume` goes on"
     if device.class_key is None:
         return "it has not reported its properties yet"
     return ""
-
-
-def _was_deployed_withdrawn(active: DeploymentRow, update: UpdateRow) -> bool:
-    """Return whether an operator deployed it by an explicit word after it was withdrawn; a trip has no such word."""
-    return (
-        active.cause is None and update.withdrawn_ms is not None and active.created_ms > update.withdrawn_ms
-    )

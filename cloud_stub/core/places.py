@@ -3,6 +3,7 @@
 It is not about what a device is told (`offers.py`). Source: DESIGN.md section 2 and RULES.md R17.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Final
@@ -15,6 +16,12 @@ from protocol.manifest import fits
 
 GROUP_TAG: Final = "group"
 _CLASS_CHARACTERS_MAX: Final = 160  # of a class key that people read; longer ones end in a digest
+_DIGEST_CHARACTERS: Final = (
+    32  # of that digest: 128 bits, so that no device can take the name of another class
+)
+_SEPARATORS: Final = re.compile(r"[\\,=]")
+_ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
+_PAIR: Final = re.compile(r"((?:[^\\,=]|\\.)*)=((?:[^\\,=]|\\.)*)(?:, |$)", re.DOTALL)
 
 Catalog = Mapping[str, UpdateRow]
 """The updates in question, by sha256."""
@@ -37,18 +44,28 @@ def group_tag_of(tags: Mapping[str, str]) -> str | None:
 
 
 def class_key_of(properties: Mapping[str, str]) -> str:
-    """Return the name of the device class that these compatibility properties make."""
-    text = ", ".join(f"{key}={properties[key]}" for key in sorted(properties))
+    """Return the name of the device class that these compatibility properties make, and no other ones.
+
+    A separator within a name or a value stands behind a backslash.
+    """
+    text = ", ".join(f"{_escaped(key)}={_escaped(properties[key])}" for key in sorted(properties))
     if len(text) <= _CLASS_CHARACTERS_MAX:
         return text
-    return f"{text[:_CLASS_CHARACTERS_MAX]}… {sha256(text.encode()).hexdigest()[:12]}"
+    return f"{text[:_CLASS_CHARACTERS_MAX]}… {sha256(text.encode()).hexdigest()[:_DIGEST_CHARACTERS]}"
 
 
 def properties_of(class_key: str) -> Mapping[str, str] | None:
     """Return the properties that make a device class: the inverse of `class_key_of`, or None when the key was cut."""
-    pairs = [pair.partition("=") for pair in class_key.split(", ")]
-    properties = {name: value for name, _, value in pairs}
+    properties = {_plain(name): _plain(value) for name, value in _PAIR.findall(class_key)}
     return properties if class_key_of(properties) == class_key else None
+
+
+def _escaped(text: str) -> str:
+    return _SEPARATORS.sub(lambda found: f"\\{found[0]}", text)
+
+
+def _plain(text: str) -> str:
+    return _ESCAPED.sub(lambda found: found[1], text)
 
 
 def may_change_place(work_state: WorkflowState) -> bool:
@@ -65,6 +82,26 @@ def first_that_fits(
         if update is not None and fits(list(map(dict, update.compatibility)), properties):
             return update
     return None
+
+
+def why_not_safe(
+    update: UpdateRow,
+    rollback_to: Sequence[UpdateRef] | None,
+    catalog: Catalog,
+    properties: Mapping[str, str],
+    floor: int,
+) -> str:
+    """Return why a device cannot take the update, or not be taken back from it, or nothing when it can (R17, R20).
+
+    It is asked for the plan, for each order, and at a trip too; `rollback_to` is None without a policy.
+    """
+    if update.release_counter < floor:
+        return (
+            f"the release counter of {update.update} is {update.release_counter}, below its floor of {floor}"
+        )
+    if rollback_to is None:
+        return ""
+    return why_unprotected(rollback_to, catalog, update, properties, floor)
 
 
 def why_unprotected(

@@ -4,13 +4,13 @@ It changes nothing. A draft that cannot be carried out is refused here with the 
 the creation calls the same function. Source: DESIGN.md section 3 (`plan`), RULES.md R20 to R23.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 
 from cloud_stub.core import policy as policies
 from cloud_stub.core.commands import DeploymentDraft
-from cloud_stub.core.places import Catalog, first_that_fits, why_unprotected
+from cloud_stub.core.places import Catalog, first_that_fits, why_not_safe
 from cloud_stub.core.rows import DeploymentRow, GroupCount, Policy, UpdateRef, UpdateRow
 from protocol.errors import OperatorError
 from protocol.identity import Version, check_group
@@ -22,7 +22,7 @@ TIMEOUT_MS_MIN = 1_000
 
 @dataclass(frozen=True, slots=True)
 class ClassPlan:
-    """What would happen to the members of one device class."""
+    """What would happen to members of one device class; those that their floor bars are in one of their own."""
 
     class_key: str
     members: int
@@ -79,9 +79,8 @@ class Situation:
     find: Callable[[str], UpdateRow | None]  # an update by name
     classes: Sequence[GroupCount]
     members: int
-    running: Mapping[tuple[str, str], int]  # how many members of (class key) run (sha256)
+    running: Mapping[str, Mapping[tuple[str, int], int]]  # class key → (sha256 it runs, its floor) → members
     active: DeploymentRow | None
-    named_by_policies: Sequence[str] = ()
 
 
 def plan(draft: DeploymentDraft, situation: Situation) -> Plan:
@@ -103,8 +102,11 @@ def plan(draft: DeploymentDraft, situation: Situation) -> Plan:
     policy, back = _policy_of(draft, updates, situation)
     catalog = {row.sha256: row for row in (*updates, *back)}
     rows = tuple(
-        _class_plan(group_class, updates, policy, catalog, situation.running)
+        row
         for group_class in situation.classes
+        for row in _class_plans(
+            group_class, updates, policy, catalog, situation.running.get(group_class.class_key, {})
+        )
     )
     known = sum(group_class.members for group_class in situation.classes)
     result = Plan(
@@ -144,27 +146,37 @@ def _known(name: str, find: Callable[[str], UpdateRow | None], what: str) -> Upd
     return row
 
 
-def _class_plan(
+def _class_plans(
     group_class: GroupCount,
     updates: Sequence[UpdateRow],
     policy: Policy | None,
     catalog: Catalog,
-    running: Mapping[tuple[str, str], int],
-) -> ClassPlan:
+    running: Mapping[tuple[str, int], int],
+) -> Iterator[ClassPlan]:
     update = first_that_fits([row.ref for row in updates], catalog, group_class.properties)
     if update is None:
-        return ClassPlan(
+        yield ClassPlan(
             group_class.class_key, group_class.members, None, 0, None, _why_unfit(updates, group_class)
         )
-    back, why = None, ""
-    if policy:
-        target = first_that_fits(policy.rollback_to, catalog, group_class.properties)
-        back = target.update if target else None
-        why = why_unprotected(
-            policy.rollback_to, catalog, update, group_class.properties, group_class.floor_max
-        )
-    there = running.get((group_class.class_key, update.sha256), 0)
-    return ClassPlan(group_class.class_key, group_class.members, update.update, there, back, why)
+        return
+    refs = policy.rollback_to if policy else None
+    target = first_that_fits(refs or (), catalog, group_class.properties)
+    back = target.update if target else None
+    barred: dict[int, str] = {}
+    for floor in {floor for _, floor in running}:
+        why = why_not_safe(update, refs, catalog, group_class.properties, floor)
+        if why:
+            barred[floor] = why
+    held = sum(members for (_, floor), members in running.items() if floor in barred)
+    there = sum(
+        members
+        for (sha256_run, floor), members in running.items()
+        if sha256_run == update.sha256 and floor not in barred
+    )
+    if group_class.members > held:
+        yield ClassPlan(group_class.class_key, group_class.members - held, update.update, there, back, "")
+    if held:
+        yield ClassPlan(group_class.class_key, held, update.update, 0, back, barred[max(barred)])
 
 
 def _why_unfit(updates: Sequence[UpdateRow], group_class: GroupCount) -> str:

@@ -79,6 +79,13 @@ def arithmetic(policy: Policy, base: int) -> str:
             f"until then it goes back only when all {base} have failed."
         )
     members = "1 compatible member" if base == 1 else f"{base} compatible members"
+    # the first that try it, all of them having failed
+    first = 1 if policy.match == "any" else policy.failed_count
+    if policy.percent_of == "attempted" and first < needed:
+        return (
+            f"Goes back when {rule}: with {members} that is from {first} failed, if they are the first to try it, "
+            f"to {needed} failed, when all have tried it."
+        )
     return f"Goes back when {rule}: with {members} that is {needed} failed."
 
 
@@ -90,15 +97,18 @@ def frozen(policy: Policy, failed: int, base: int, at_ms: int) -> Trip:
 
 
 def protected_members(
-    updates: Sequence[UpdateRef], policy: Policy, catalog: Catalog, classes: Sequence[GroupCount]
+    updates: Sequence[UpdateRef], catalog: Catalog, classes: Sequence[GroupCount], tally: Tally
 ) -> int:
-    """Count the members that an update of the offer fits, and that the policy can take back."""
-    total = 0
-    for group_class in classes:
-        update = first_that_fits(updates, catalog, group_class.properties)
-        if update and not why_unprotected(policy.rollback_to, catalog, update, group_class.properties, 0):
-            total += group_class.members
-    return total
+    """Count the members that an update of the offer fits, and that the policy can take back.
+
+    Whom it cannot take back, by class or by floor, has an assignment that says so, and is in no base (R13, R17, R20).
+    """
+    fitting = sum(
+        group_class.members
+        for group_class in classes
+        if first_that_fits(updates, catalog, group_class.properties)
+    )
+    return max(0, fitting - tally.unprotected)
 
 
 def checked(

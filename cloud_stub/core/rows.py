@@ -83,7 +83,7 @@ class Tally:
     counted: int = 0  # against the update: counted and not suspended, whatever the state (R15)
     canceled: int = 0
     incompatible: int = 0
-    unprotected: int = 0
+    unprotected: int = 0  # of the current members: they are in no base (R13)
     dropped: int = 0
     moved_on: int = 0  # left the group with a verdict: of the above, and still in the base `group` (R13)
 
@@ -113,6 +113,9 @@ class DeploymentRow:
     created_by: str
     policy: Policy | None = None
     allow_downgrade: bool = False
+    allowed_withdrawn: tuple[
+        str, ...
+    ] = ()  # sha256 of those deployed by the explicit word, though withdrawn (R22)
     retries: int = 0  # automatic ones, for each device, of failures that are the update's or the device's
     retry_delay_ms: int = 60_000  # before the first; doubles, with full jitter
     device_timeout_ms: int = 3_600_000  # silent

@@ -104,6 +104,20 @@ def timed_out(
     return _with_retry(replace(failed, guessed=alone), deployment, now_ms, chance)
 
 
+def is_under_newer_order(row: AssignmentRow, device: DeviceRow, outcome: OutcomeReport) -> bool:
+    """Return whether an outcome ends the row's attempt under an older epoch than that of the order in force for it.
+
+    So one that was merely abandoned goes on: the device takes up the newer order, or has adopted it (R16).
+    """
+    return (
+        (device.order_action, device.order_deployment, device.order_attempt)
+        == ("install", row.deployment, row.attempt)
+        and not device.order_stale
+        and outcome.attempt == row.attempt
+        and outcome.epoch < row.epoch
+    )
+
+
 def retried(row: AssignmentRow, *, by_operator: bool, now_ms: int) -> AssignmentRow:
     """Return the row with a new attempt; only an operator's retry suspends a counted failure (R15).
 
@@ -161,11 +175,14 @@ def _is_presumed(row: AssignmentRow, outcome: OutcomeReport) -> bool:
     """Return whether a closed row only says what the cloud presumed, which the device's own verdict replaces (R16).
 
     A time-out is presumed; so is that a member which left had not begun, and that it runs what it last said it ran.
+    So is a failure of the device's own disk before the switch: an agent that could not record it resumes the attempt
+    after a power loss, and may tell another end of it.
     """
     if outcome.result is Result.ABANDONED:
         return False
     if row.state is _S.FAILED:
-        return row.reason is Reason.TIMED_OUT
+        unrecorded = row.reason is Reason.DISK and row.party is Party.DEVICE
+        return row.reason is Reason.TIMED_OUT or (unrecorded and outcome.reason is not Reason.DISK)
     if row.state is _S.SUCCEEDED:
         return row.already_there and outcome.result is Result.FAILED
     return row.state in (*OUTSIDE, _S.CANCELED) and row.sha256 is not None

@@ -3,6 +3,7 @@
 It changes nothing; it reads the same rows that decide. Source: DESIGN.md section 3 (`why DEVICE`).
 """
 
+from cloud_stub.core.counting import OPEN
 from cloud_stub.core.places import is_at
 from cloud_stub.core.rows import AssignmentRow, AssignmentState, DeploymentRow, DeviceRow
 from protocol.lifecycle import PAST_NO_RETURN
@@ -35,6 +36,10 @@ def _deciding(
         ]
     if active is None:
         return [f"Its group {device.group} has no active deployment: it stays as it is."]
+    held = device.order_action == "hold" and not device.order_stale
+    if held and (row is None or row.state in OPEN):
+        working = [_working(active, row)] if row is not None and row.state is _S.WORKING else []
+        return [f"It is told to hold, and not offered deployment {active.id}: {device.order_why}.", *working]
     if row is None:
         return [f"Deployment {active.id} has not reached it yet: its order is being decided."]
     return [_of_row(device, active, row, now_ms)]

@@ -102,6 +102,7 @@ class Orchestrator:
                     self._one(turn, item, said, now)
                 self._outbox.decide_and_send(turn)
         except BaseException as error:
+            self._observed.missed(now)
             _not_done(inputs, error)
             raise
         self.accounts_changed |= turn.accounts_changed
@@ -187,11 +188,15 @@ class Orchestrator:
                     )
 
     def _parts_of_tick(self, turn: Turn, now: Now) -> Sequence[Callable[[], None]]:
+        """Return what is to be looked at now.
+
+        What orders by itself (schedules, retries) waits as the time-outs do until every living device must have been
+        heard: one that is ahead must show first that this store is an old backup (R2). So a schedule that is due may
+        start one sync window and one heartbeat after a start of the cloud, or after its broker came back.
+        """
         parts = [
             lambda: self._observed.keep(turn.unit),
             lambda: self._leave(turn, now),
-            lambda: deployments.start_due(turn),
-            lambda: deployments.retry_due(turn),
         ]
         sweeps = now.mono_ms >= self._sweep_due_ms
         if sweeps:
@@ -199,6 +204,8 @@ class Orchestrator:
             parts.append(lambda: self._spread(turn))
             parts.append(self._tell_refusals)
         if self._observed.armed(now):
+            parts.append(lambda: deployments.start_due(turn))
+            parts.append(lambda: deployments.retry_due(turn))
             parts.append(lambda: deployments.time_out_due(turn))
             if sweeps:
                 parts.append(lambda: reports.offline_unheard(turn))

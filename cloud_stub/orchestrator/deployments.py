@@ -19,6 +19,7 @@ from cloud_stub.core.rows import (
     DeploymentRow,
     DeviceRow,
     Policy,
+    UpdateRef,
     UpdateRow,
 )
 from cloud_stub.orchestrator.turn import Turn
@@ -28,8 +29,10 @@ from protocol.errors import OperatorError
 from protocol.lifecycle import DEPLOYMENT, DeploymentEvent, DeploymentState
 
 _E = DeploymentEvent
-ENDED_SWEPT_MAX: Final = 20  # ended deployments in which pending rows are looked for; older ones are history
-_ENDED_STATES: Final = tuple(state for state, moves in DEPLOYMENT.items() if not moves)
+ENDED_SWEPT_MAX: Final = (
+    20  # ended deployments whose pending rows are looked at in one turn; the next ones follow
+)
+_NEXT_SWEPT: Final = ""  # where `swept` keeps behind which deployment the next turn goes on
 _OPEN_STATES: Final = (DeploymentState.ACTIVE, DeploymentState.SCHEDULED)
 
 
@@ -70,6 +73,7 @@ def create(turn: Turn, draft: DeploymentDraft, plan_digest: str | None, who: str
         created_by=who,
         policy=plan.policy,
         allow_downgrade=draft.allow_downgrade,
+        allowed_withdrawn=_withdrawn_of(turn, plan.updates),
         retries=draft.retries,
         retry_delay_ms=draft.retry_delay_ms,
         device_timeout_ms=draft.device_timeout_ms,
@@ -171,7 +175,7 @@ def trip(turn: Turn, row: DeploymentRow, policy: Policy, failed: int, base: int)
     turn.audit("policy", "deployment.rolled_back", row.id, **asdict(reading))
     for ref in row.updates:
         update = turn.unit.update_by_sha256(ref.sha256)
-        if update is not None and update.withdrawn_ms is None:
+        if update is not None:
             withdraw(turn, update, f"deployment {row.id} was rolled back", "policy", by_trip=True)
     back = [turn.unit.update_by_sha256(ref.sha256) for ref in policy.rollback_to]
     if any(update is not None and update.withdrawn_ms is None for update in back):
@@ -200,29 +204,41 @@ def trip(turn: Turn, row: DeploymentRow, policy: Policy, failed: int, base: int)
 def withdraw(turn: Turn, update: UpdateRow, why: str, who: str, *, by_trip: bool) -> UpdateRow:
     """Stop offering an update: its other deployments hold the members short of the switch (R22).
 
+    A trip takes back the explicit word too, by which one that was withdrawn already is still offered.
+
     Raises:
         OperatorError: by hand, when a live policy would go back to it.
     """
-    live = turn.unit.list_deployments(states=_OPEN_STATES)
+    live = turn.unit.list_deployments(states=_OPEN_STATES, limit=None)
     relying = [row for row in live if row.policy and update.ref in row.policy.rollback_to]
     if relying and not by_trip:
         raise OperatorError(
             f"{update.update} is what deployment {relying[0].id} would go back to; cancel that one first."
         )
     for row in relying:
-        if row.policy is not None:
+        if row.policy is not None and not row.policy.disarmed:
             disarmed = replace(row.policy, disarmed=f"{update.update} was withdrawn")
             turn.unit.put_deployment(replace(row, policy=disarmed))
             turn.audit(
                 who, "alert", row.id, sentence=f"its policy is disarmed: {update.update} was withdrawn"
             )
-    withdrawn = replace(update, withdrawn_ms=turn.now_ms, withdrawn_why=why)
-    turn.unit.put_update(withdrawn)
-    turn.audit(who, "update.withdrawn", update.update, why=why)
+    withdrawn = update
+    if update.withdrawn_ms is None:
+        withdrawn = replace(update, withdrawn_ms=turn.now_ms, withdrawn_why=why)
+        turn.unit.put_update(withdrawn)
+        turn.audit(who, "update.withdrawn", update.update, why=why)
     for row in live:
-        if row.state is DeploymentState.ACTIVE and update.ref in row.updates:
-            turn.unit.raise_epochs(row.group, turn.now_ms)
+        if update.ref in row.updates:
+            _stop_offering(turn, row, update)
     return withdrawn
+
+
+def _stop_offering(turn: Turn, row: DeploymentRow, update: UpdateRow) -> None:
+    allowed = tuple(sha256 for sha256 in row.allowed_withdrawn if sha256 != update.sha256)
+    if allowed != row.allowed_withdrawn:
+        turn.unit.put_deployment(replace(row, allowed_withdrawn=allowed))
+    if row.state is DeploymentState.ACTIVE:
+        turn.unit.raise_epochs(row.group, turn.now_ms)
 
 
 def start_due(turn: Turn) -> None:
@@ -261,12 +277,14 @@ def time_out_due(turn: Turn) -> None:
 def close_passed_over(turn: Turn, swept: dict[str, str]) -> None:
     """Close the pending rows of ended deployments whose devices have accepted a newer order; some in each turn.
 
-    `swept` remembers for each deployment how far it was looked through, since devices may be away for months.
+    `swept` remembers for each deployment how far it was looked through, since devices may be away for months. What a
+    rollback cannot bring back is told at the same pace (R24).
     """
-    for row in turn.unit.list_deployments(states=_ENDED_STATES, limit=ENDED_SWEPT_MAX):
-        if not row.tally.pending:
-            swept.pop(row.id, None)
-            continue
+    for row in turn.unit.rollbacks_at_rest():
+        alert_incomplete(turn, row)
+    ended = turn.unit.ended_with_pending(swept.get(_NEXT_SWEPT, ""), ENDED_SWEPT_MAX)
+    swept[_NEXT_SWEPT] = ended[-1].id if len(ended) == ENDED_SWEPT_MAX else ""
+    for row in ended:
         found = turn.unit.list_assignments(
             deployment=row.id,
             states=(AssignmentState.PENDING,),
@@ -279,6 +297,8 @@ def close_passed_over(turn: Turn, swept: dict[str, str]) -> None:
             device = devices.get(assignment.device)
             if device is not None and _is_past(device, assignment):
                 turn.save(assignment, verdicts.passed_over(assignment, turn.now_ms))
+        if not turn.deployment(row.id).tally.pending:
+            swept.pop(row.id, None)
 
 
 def _is_past(device: DeviceRow, row: AssignmentRow) -> bool:
@@ -287,25 +307,40 @@ def _is_past(device: DeviceRow, row: AssignmentRow) -> bool:
 
 
 def alert_incomplete(turn: Turn, row: DeploymentRow) -> None:
-    """Say once that a rollback has devices which failed for good (R24)."""
+    """Say once that a rollback has devices which failed for good, or which it cannot order (R22, R24)."""
     key = f"alerted:{row.id}"
-    if (
-        row.cause is None
-        or row.tally.failed == 0
-        or row.tally.pending
-        or row.tally.working
-        or turn.unit.note(key)
-        or any(found.retry_at_ms is not None for found in _all(turn, row.id, (AssignmentState.FAILED,)))
+    if row.cause is None or row.tally.pending or row.tally.working or turn.unit.note(key):
+        return
+    count = row.tally.failed + _left_behind(turn, row, row.cause)
+    if count == 0 or any(
+        found.retry_at_ms is not None for found in _all(turn, row.id, (AssignmentState.FAILED,))
     ):
         return
     turn.unit.put_note(key, str(turn.now_ms))
-    turn.audit("policy", "alert", row.id, sentence=f"rollback incomplete: {row.tally.failed} devices")
+    turn.audit("policy", "alert", row.id, sentence=f"rollback incomplete: {count} devices")
+
+
+def _left_behind(turn: Turn, row: DeploymentRow, cause: str) -> int:
+    """Count the members that were told of the bad update, or run it, and that the rollback is not offered to."""
+    if not (row.tally.unprotected or row.tally.incompatible):
+        return 0
+    outside = _all(turn, row.id, (AssignmentState.UNPROTECTED, AssignmentState.INCOMPATIBLE))
+    members = [found.device for found in outside if not found.moved_on]
+    told = turn.unit.assignments([(cause, device) for device in members])
+    bad = {ref.sha256 for ref in turn.deployment(cause).updates}
+    good = {ref.sha256 for ref in row.updates}
+    count = 0
+    for name, device in turn.unit.devices(members).items():
+        before = told.get((cause, name))
+        was_told = before is not None and before.sha256 is not None
+        count += device.running_sha256 not in good and (was_told or device.running_sha256 in bad)
+    return count
 
 
 def _why_not_start(turn: Turn, row: DeploymentRow) -> str:
     if any(
-        other.cause is not None and (other.started_ms or 0) >= row.created_ms
-        for other in turn.unit.list_deployments(group=row.group)
+        other.cause is not None and _number(other) > _number(row)
+        for other in turn.unit.list_deployments(group=row.group, limit=None)
     ):
         return "it was made before a rollback of its group"
     try:
@@ -322,15 +357,19 @@ def _draft_of(turn: Turn, row: DeploymentRow) -> DeploymentDraft:
         tuple(ref.update for ref in row.updates),
         _policy_draft(row.policy) if row.policy else None,
         allow_downgrade=row.allow_downgrade,
-        allow_withdrawn=_was_allowed_withdrawn(turn, row),
+        allow_withdrawn=set(_withdrawn_of(turn, row.updates)) <= set(row.allowed_withdrawn),
         retries=row.retries,
     )
 
 
-def _was_allowed_withdrawn(turn: Turn, row: DeploymentRow) -> bool:
-    """Return whether what is withdrawn of its updates was so already when an operator scheduled it by explicit word."""
-    updates = turn.catalog(row.updates).values()
-    return all(update.withdrawn_ms is None or update.withdrawn_ms < row.created_ms for update in updates)
+def _withdrawn_of(turn: Turn, refs: Sequence[UpdateRef]) -> tuple[str, ...]:
+    """Return the sha256 of those updates that are withdrawn now: the plan let them pass by explicit word alone."""
+    return tuple(row.sha256 for row in turn.catalog(refs).values() if row.withdrawn_ms is not None)
+
+
+def _number(row: DeploymentRow) -> tuple[int, str]:
+    """Return what orders deployments as they were made, whatever the wall clock said: d10 came after d9."""
+    return len(row.id), row.id
 
 
 def _policy_draft(policy: Policy) -> PolicyDraft:

@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import Final
 
 from cloud_stub.core import verdicts
-from cloud_stub.core.places import class_key_of, group_of, group_tag_of, may_change_place
-from cloud_stub.core.rows import AssignmentRow, DeviceRow
+from cloud_stub.core.places import class_key_of, group_of, group_tag_of, is_at, may_change_place
+from cloud_stub.core.rows import AssignmentRow, AssignmentState, DeviceRow
 from cloud_stub.orchestrator import deployments, outbox
 from cloud_stub.orchestrator.turn import Turn
 from cloud_stub.orchestrator.values import HEARTBEATS_MISSED, TURN_ROWS_MAX, Delivered, Input, Sent
@@ -19,6 +19,7 @@ from protocol import messages
 from protocol.errors import MessageRefused, PeerError
 from protocol.lifecycle import PAST_NO_RETURN, WorkflowState
 from protocol.messages import Gone, Hello, OutcomeReport, Progress, State
+from protocol.outcomes import Reason, Result
 from protocol.topics import Kind
 
 CLONE_WINDOW_MS: Final = 3_600_000  # two instances that alternate within an hour are two devices (R8)
@@ -64,7 +65,7 @@ def state(turn: Turn, box: "outbox.Outbox", device: DeviceRow, said: State) -> N
         _answered(turn, now, said, touched)
         _worked(turn, now, said, touched)
         _settled(turn, now, said, touched)
-        _ran(turn, now, touched)
+        _ran(turn, now, said, touched)
     _move(turn, turn.unit.device(now.id) or now, said)
     box.ack(turn, box.decided(turn, turn.unit.device(now.id) or now))
 
@@ -135,7 +136,10 @@ def _heard(turn: Turn, device: DeviceRow) -> DeviceRow:
 
 
 def _instance(turn: Turn, device: DeviceRow, instance: str, *, may_supersede: bool) -> DeviceRow:
-    """Return the device under this instance; two that alternate within the window are clones (R8)."""
+    """Return the device under this instance; two that alternate within the window are clones (R8).
+
+    What the instance before ran is not said of the new one until it reports itself.
+    """
     if device.instance == instance or not may_supersede:
         return device
     alternates = (
@@ -149,6 +153,9 @@ def _instance(turn: Turn, device: DeviceRow, instance: str, *, may_supersede: bo
         sequence=0,
         digest=None,
         reported_epoch=None,
+        running_update=None,
+        running_sha256=None,
+        running_counter=0,
     )
     if alternates and not device.cloned:
         turn.audit(
@@ -223,6 +230,10 @@ def _move(turn: Turn, device: DeviceRow, said: State) -> None:
     turn.put_device(device, moved)
     if moved.group != device.group:
         left_group(turn, device)
+    elif moved.class_key != device.class_key:
+        active = turn.unit.active(device.group)
+        if active is not None:
+            turn.judge(active)  # the base may have shrunk, and no row changes (R14)
 
 
 def _placed(turn: Turn, device: DeviceRow, said: State) -> DeviceRow:
@@ -290,20 +301,46 @@ def _settled(turn: Turn, device: DeviceRow, said: State, touched: dict[str, Assi
         row = touched.get(outcome.deployment)
         if row is None:
             continue
+        newer = verdicts.is_under_newer_order(row, turn.unit.device(device.id) or device, outcome)
+        if newer and outcome.result is Result.ABANDONED:
+            continue
         deployment = turn.deployment(row.deployment)
         new = verdicts.settled(row, deployment, outcome, said.epoch, turn.now_ms, turn.chance)
         _save(turn, touched, row, new)
         deployments.alert_incomplete(turn, turn.deployment(row.deployment))
+        if newer and new is not row and new.state is AssignmentState.FAILED:
+            _order_anew(turn, device)  # else the attempt that has failed would be tried under its newer epoch
 
 
 def _when(outcome: OutcomeReport) -> tuple[int, int]:
     return outcome.epoch, outcome.attempt
 
 
-def _ran(turn: Turn, device: DeviceRow, touched: dict[str, AssignmentRow]) -> None:
-    """A device that had succeeded and runs something else has withdrawn its success (R18)."""
+def _order_anew(turn: Turn, device: DeviceRow) -> None:
+    """Have a device's order decided anew, unless it is to be anyway."""
+    device = turn.unit.device(device.id) or device
+    if not device.order_stale:
+        turn.put_device(device, turn.raised(device))
+
+
+def _ran(turn: Turn, device: DeviceRow, said: State, touched: dict[str, AssignmentRow]) -> None:
+    """A device that had succeeded and runs something else has withdrawn its success (R18).
+
+    One that tells another failure of that attempt tried it again, and did not fall back: its order is decided anew.
+    """
     row = touched.get(device.order_deployment or "")
-    if row is not None:
+    if row is None:
+        return
+    tried_again = any(
+        (outcome.deployment, outcome.attempt) == (row.deployment, row.attempt)
+        and outcome.result is Result.FAILED
+        and outcome.reason is not Reason.FELL_BACK
+        for outcome in said.outcomes
+    )
+    if tried_again:
+        if row.state is AssignmentState.SUCCEEDED and not is_at(device, row.sha256 or ""):
+            _order_anew(turn, device)
+    else:
         _save(
             turn,
             touched,

@@ -85,7 +85,8 @@ class Turn:
     def protected_members(self, deployment: DeploymentRow, policy: Policy) -> int:
         """Count the current members in the policy's base `group` (R13)."""
         catalog = self.catalog((*deployment.updates, *policy.rollback_to))
-        return policies.protected_members(deployment.updates, policy, catalog, self.classes(deployment.group))
+        classes = self.classes(deployment.group)
+        return policies.protected_members(deployment.updates, catalog, classes, deployment.tally)
 
     def classes(self, group: str) -> Sequence[GroupCount]:
         """Return the device classes within a group, read once until a member changes."""

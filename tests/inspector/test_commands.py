@@ -22,7 +22,7 @@ from tests.inspector.conversation import DEVICE, KEY, OTHER_KEY, conversation
 from tests.waiting import until
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-WAIT_S: Final = 30
+WAIT_S: Final = 90
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,12 @@ class Running:
         self.out, self.err = folder / "out", folder / "err"
         with self.out.open("wb") as out, self.err.open("wb") as err:
             self.process = subprocess.Popen([*LASTGOOD, *arguments], cwd=ROOT, stdout=out, stderr=err)
-        until(lambda: b"listening to" in self.err.read_bytes(), "the inspector to listen")
+        try:
+            until(lambda: b"listening to" in self.err.read_bytes(), "the inspector to listen")
+        except BaseException:
+            self.process.kill()
+            self.process.wait()
+            raise
 
     def lines(self) -> list[str]:
         """What it has printed."""
@@ -146,10 +151,11 @@ def test_a_recording_is_looked_at_later(mosquitto: int, tmp_path: Path) -> None:
 
 
 def test_seq_follows_a_device_live(mosquitto: int, tmp_path: Path) -> None:
-    """Each message is drawn as it arrives, and `--for` ends it."""
-    seq = Running(tmp_path, "seq", DEVICE, "--broker", url(mosquitto), "--for", "3")
+    """Each message is drawn as it arrives, and `--count` ends it; so does `--for`, when nothing comes."""
+    seq = Running(tmp_path, "seq", DEVICE, "--broker", url(mosquitto), "--count", "7")
     publish(mosquitto)
     assert "7 messages" in seq.end()
+    assert "0 messages" in run("seq", DEVICE, "--broker", url(mosquitto), "--for", "0.5").stderr
     assert any("╌▶│" in line for line in seq.lines())
 
 

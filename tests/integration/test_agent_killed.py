@@ -156,10 +156,12 @@ def cut_everywhere(
     with ThreadPoolExecutor(len(patients)) as pool:
         for done in [pool.submit(work, patient) for patient in patients]:
             done.result()
-    return missed
+    # A record is saved once more or less by when the cloud's word arrives: its later saves are no step of every update.
+    return [point for point in missed if not point.startswith("rename record.json") or point.endswith(" 1")]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1_200)  # some thirty cuts, with two starts of an agent each
 def test_an_agent_killed_at_any_step_of_a_good_update_ends_on_it(
     patients: Sequence[Patient], updates: Mapping[str, Iterator[Update]]
 ) -> None:
@@ -171,6 +173,7 @@ def test_an_agent_killed_at_any_step_of_a_good_update_ends_on_it(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1_200)  # some thirty cuts, with two starts of an agent each
 def test_an_agent_killed_at_any_step_of_going_back_ends_on_its_last_known_good(
     patients: Sequence[Patient], updates: Mapping[str, Iterator[Update]]
 ) -> None:

@@ -320,9 +320,14 @@ def failed(cloud: Cloud, deployment: str, agent: Agent, runs: Update | None = No
 def retry(cloud: Cloud, deployment: str, agent: Agent) -> str:
     """Give the device a new attempt, and return the deployment when it has succeeded."""
     answer = cloud.ask("POST", f"/deployments/{deployment}/retry", json={"devices": [agent.device]})
-    assert answer.status_code == 200, answer.text
-    rows = until(lambda: cloud.settled(deployment), "the retry's verdict")
-    assert (rows[agent.device]["state"], rows[agent.device]["attempt"]) == ("succeeded", 2)
+    # What was the server's fault is tried again by itself, too (R15), and that may have been sooner.
+    assert answer.status_code in {200, 409}, answer.text
+
+    def has_succeeded() -> bool:
+        return bool(cloud.rows(deployment)[agent.device]["state"] == "succeeded")
+
+    until(has_succeeded, "the retry's success")
+    assert cloud.rows(deployment)[agent.device]["attempt"] >= 2
     return deployment
 
 

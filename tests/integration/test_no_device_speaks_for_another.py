@@ -208,7 +208,7 @@ def test_an_address_that_was_altered_or_has_expired_opens_nothing(
 
 def fetch(address: str, query: str) -> httpx.Response:
     """Return what the repository answers."""
-    return httpx.get(f"{address}?{query}", timeout=10, trust_env=False)
+    return httpx.get(f"{address}?{query}", timeout=60, trust_env=False)
 
 
 def is_at_rest(cloud: Cloud, device: str) -> bool:

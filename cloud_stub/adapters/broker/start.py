@@ -36,7 +36,7 @@ EMBEDDED_LIMIT = (
 MOSQUITTO_START_S = 3.0
 """After that mosquitto is given up and the embedded broker serves."""
 
-EMBEDDED_START_S = 15.0
+EMBEDDED_START_S = 60.0
 """A Python process with its imports, on a busy machine."""
 
 PORT_TRIES = 5

@@ -148,6 +148,10 @@ def _refs(text: str) -> tuple[UpdateRef, ...]:
     return tuple(UpdateRef(update, sha256) for update, sha256 in json.loads(text))
 
 
+def _words_of(text: str) -> tuple[str, ...]:
+    return tuple(json.loads(text))
+
+
 def _policy_text(policy: Policy | None) -> str | None:
     if policy is None:
         return None
@@ -247,6 +251,7 @@ def _deployment_codec() -> Codec[DeploymentRow]:
         "updates": (_refs_text, _refs),
         "policy": (_policy_text, _policy),
         "allow_downgrade": _FLAG,
+        "allowed_withdrawn": (_dump, _words_of),
         "trip": (_trip_text, _trip),
     }
     columns = (*_DEPLOYMENT, *(f"tally_{name}" for name in _TALLY))

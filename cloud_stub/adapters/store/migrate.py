@@ -16,29 +16,37 @@ MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _VERSION: Final = table("alembic_version", column("version_num"))
 
 
-def migrate(connection: Connection) -> None:
-    """Bring the database to `SCHEMA`, within the transaction that is open on the connection.
+def migrate(connection: Connection, migrations: Path = MIGRATIONS, schema: str = SCHEMA) -> None:
+    """Bring the database to a schema, within the transaction that is open on the connection.
+
+    The connection does not keep references meanwhile (SQLite changes a table by making it anew); they are checked at
+    the end.
 
     Raises:
-        ServiceError: it was written by a newer lastgood, or is a database of something else.
+        ServiceError: it was written by a newer lastgood, is a database of something else, or would lose references.
     """
     found = _schema_of(connection)
-    if found == SCHEMA:
+    if found == schema:
         return
     from alembic import command  # alembic takes 0.2 s to import, and most starts have nothing to migrate
     from alembic.config import Config
     from alembic.script import ScriptDirectory
 
     config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.set_main_option("script_location", str(migrations).replace("%", "%%"))
     known = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]
     if found is not None and found not in known:
         raise ServiceError(
-            f"The database has schema {found}, and this lastgood knows {SCHEMA} at most: a newer one has written it. "
+            f"The database has schema {found}, and this lastgood knows {schema} at most: a newer one has written it. "
             "Install that version again, or bring back a backup of the time before it."
         )
     config.attributes["connection"] = connection
-    command.upgrade(config, SCHEMA)
+    command.upgrade(config, schema)
+    if connection.exec_driver_sql("PRAGMA foreign_key_check").first() is not None:
+        raise ServiceError(
+            f"The migration to schema {schema} would leave rows that refer to nothing; the database is as it was. "
+            "Go back to the version before, and report it."
+        )
 
 
 def _schema_of(connection: Connection) -> str | None:

@@ -112,11 +112,15 @@ class SqlReader:
             counts[key] = counts.get(key, 0) + count
         return counts
 
-    def runs_by_class(self, group: str) -> Mapping[tuple[str, str], int]:
-        """Return how many members of each class run which target: (class_key, sha256) → members."""
-        what = (devices.c.class_key, devices.c.running_sha256)
+    def runs_by_class(self, group: str) -> Mapping[str, Mapping[tuple[str, int], int]]:
+        """Return how many members of each class run which target above which floor."""
+        what = (devices.c.class_key, devices.c.running_sha256, devices.c.floor)
         rows = self._rows(select(*what, func.count()).where(devices.c.group == group).group_by(*what))
-        return {(class_key, sha256): count for class_key, sha256, count in rows if class_key and sha256}
+        found: dict[str, dict[tuple[str, int], int]] = {}
+        for class_key, sha256, floor, count in rows:
+            if class_key is not None:
+                found.setdefault(class_key, {})[sha256 or "", floor] = count
+        return found
 
     def deployment(self, deployment: str) -> DeploymentRow | None:
         """Return one deployment."""
@@ -130,9 +134,13 @@ class SqlReader:
         return _one(DEPLOYMENT.decode_all(self._rows(query)))
 
     def list_deployments(
-        self, *, group: str | None = None, states: Sequence[DeploymentState] = (), limit: int = PAGE_ROWS_MAX
+        self,
+        *,
+        group: str | None = None,
+        states: Sequence[DeploymentState] = (),
+        limit: int | None = PAGE_ROWS_MAX,
     ) -> Sequence[DeploymentRow]:
-        """Return deployments, the newest first."""
+        """Return deployments, the newest first; all of them without a limit."""
         query = select(deployments).order_by(*NEWEST_DEPLOYMENT_FIRST).limit(limit)
         if group is not None:
             query = query.where(deployments.c.group == group)
@@ -160,7 +168,7 @@ class SqlReader:
                     "counted": (row.counted == 1) & (row.suspended == 0),
                     "canceled": row.state == state.CANCELED.value,
                     "incompatible": row.state == state.INCOMPATIBLE.value,
-                    "unprotected": row.state == state.UNPROTECTED.value,
+                    "unprotected": (row.state == state.UNPROTECTED.value) & (row.moved_on == 0),
                     "dropped": row.state == state.DROPPED.value,
                     "moved_on": verdict & (row.moved_on == 1),
                 }.items()

@@ -62,6 +62,7 @@ class Staging:
         self.notes: Overlay[str, NoteRow] = Overlay()
         self.audit: list[AuditRow] = []
         self.classes = ClassCounts()
+        self.changed = False  # a row was written that people see: any but the store's notes about itself
         self.active: dict[str, str | None] = {}  # which deployment is active in a group, where that is known
 
     @contextmanager
@@ -170,6 +171,7 @@ class Staging:
         if self.audit:
             staged = self.audit
             self.begin_writing()
+            self.changed = True
             rows = [dict(zip(AUDIT.columns, AUDIT.encode(entry), strict=True)) for entry in staged]
             with self.guarded():
                 self._connection.execute(insert(audit), rows)
@@ -190,6 +192,7 @@ class Staging:
         if not overlay.staged:
             return
         self.begin_writing()
+        self.changed |= writer is not self._writers.notes
         changes = list(overlay.changes())
         with self.guarded():
             if last is None:

@@ -19,9 +19,10 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import QueuePool, StaticPool
 
 from cloud_stub.adapters.store.errors import translated
-from cloud_stub.adapters.store.migrate import migrate
+from cloud_stub.adapters.store.migrate import MIGRATIONS, migrate
 from cloud_stub.adapters.store.reader import SqlReader
 from cloud_stub.adapters.store.staging import Writers
+from cloud_stub.adapters.store.tables import SCHEMA
 from cloud_stub.adapters.store.unit import SqlUnit
 from protocol.errors import OperatorError, ServiceError
 
@@ -63,6 +64,7 @@ class SqlStore:
         self._turn = threading.Lock()
         self._holder: int | None = None
         self._writers = Writers(writing.dialect)
+        self.changes = 0  # transactions that changed a row which people see
 
     @contextmanager
     def transaction(self) -> Iterator[SqlUnit]:
@@ -75,6 +77,7 @@ class SqlStore:
             unit = SqlUnit(connection, self._writers)
             yield unit
             unit.finish()
+        self.changes += unit.changed
 
     @contextmanager
     def read(self) -> Iterator[SqlReader]:
@@ -86,11 +89,20 @@ class SqlStore:
             with self._begun(self._reading) as connection:
                 yield SqlReader(connection)
 
-    def prepare(self) -> None:
-        """Bring the database to this schema."""
+    def prepare(self, migrations: Path = MIGRATIONS, schema: str = SCHEMA) -> None:
+        """Bring the database to this schema.
+
+        Raises:
+            ServiceError: it was written by a newer lastgood, or is a database of something else.
+        """
         try:
-            with self._own_turn(), self._begun(self._writing) as connection, translated():
-                migrate(connection)
+            with (
+                self._own_turn(),
+                self._references_open(),
+                self._begun(self._writing) as connection,
+                translated(),
+            ):
+                migrate(connection, migrations, schema)
         except BaseException:
             self.close()
             raise
@@ -100,6 +112,23 @@ class SqlStore:
         with translated():
             self._reading.dispose()
             self._writing.dispose()
+
+    @contextmanager
+    def _references_open(self) -> Iterator[None]:
+        """Let a migration make a table anew that others refer to: SQLite hears of it outside a transaction alone."""
+        self._keep_references("OFF")
+        try:
+            yield
+        finally:
+            self._keep_references("ON")
+
+    def _keep_references(self, state: str) -> None:
+        with translated():
+            connection = self._writing.raw_connection()  # the writer's own: there is one
+            try:
+                connection.cursor().execute(f"PRAGMA foreign_keys = {state}")
+            finally:
+                connection.close()
 
     @contextmanager
     def _begun(self, engine: Engine) -> Iterator[Connection]:

@@ -141,6 +141,7 @@ deployments: Final = Table(
     _word("created_by"),
     _maybe_json("policy"),
     _flag("allow_downgrade"),
+    _json("allowed_withdrawn"),
     _number("retries"),
     _number("retry_delay_ms"),
     _number("device_timeout_ms"),
@@ -222,6 +223,7 @@ IS_UNPUBLISHED: Final = (
 HAS_START: Final = "state = 'scheduled'"
 HAS_RETRY: Final = "retry_at_ms IS NOT NULL"
 HAS_CAUSE: Final = "cause IS NOT NULL"
+IS_UNSETTLED: Final = "tally_pending > 0 AND state IN ('superseded', 'canceled', 'rolled_back')"
 
 
 def _index(name: str, *columns: object, unique: bool = False, where: str | None = None) -> Index:
@@ -238,6 +240,7 @@ _index("ix_devices_unpublished", devices.c.id, where=IS_UNPUBLISHED)
 _index("uq_deployments_one_active", deployments.c.group, unique=True, where=IS_ACTIVE)  # R14
 _index("uq_deployments_one_rollback", deployments.c.cause, unique=True, where=HAS_CAUSE)  # R14
 _index("ix_deployments_due", deployments.c.start_at_ms, deployments.c.created_ms, where=HAS_START)
+_index("ix_deployments_unsettled", deployments.c.id, where=IS_UNSETTLED)
 _index("ix_deployments_created", deployments.c.created_ms)
 _index("ix_deployments_group", deployments.c.group, deployments.c.created_ms)
 _index("ix_assignments_state", assignments.c.deployment, assignments.c.state, assignments.c.device)

@@ -16,11 +16,13 @@ from cloud_stub.adapters.store.codec import ASSIGNMENT, DEPLOYMENT, DEVICE, Note
 from cloud_stub.adapters.store.reader import SqlReader
 from cloud_stub.adapters.store.staging import Staging, Writers
 from cloud_stub.adapters.store.tables import (
+    HAS_CAUSE,
     HAS_RETRY,
     HAS_START,
     IS_ACTIVE,
     IS_STALE,
     IS_UNPUBLISHED,
+    IS_UNSETTLED,
     assignments,
     deployments,
     devices,
@@ -57,6 +59,11 @@ class SqlUnit(SqlReader):
         """
         self._staging.check()
         self._staging.write_all()
+
+    @property
+    def changed(self) -> bool:
+        """Whether a row was written that people see: any but the store's notes about itself."""
+        return self._staging.changed
 
     def savepoint(self) -> AbstractContextManager[None]:
         """Open a part of the transaction that, when its block raises, loses only what was put within it."""
@@ -105,6 +112,7 @@ class SqlUnit(SqlReader):
         count = self._run(
             update(devices).where(devices.c.group == group).values(epoch=raised, order_stale=1)
         ).rowcount
+        self._staging.changed = True
         known = self._staging.devices
         known.forget([key for key, row in known.stored.items() if row is not None and row.group == group])
         return int(count)
@@ -170,13 +178,28 @@ class SqlUnit(SqlReader):
         )
         return self._learn_assignments(ASSIGNMENT.decode_all(self._rows(query)))
 
-    def next_due_ms(self) -> int | None:
-        """Return when the next schedule or retry is due."""
-        self._staging.write_assignments()
-        start = select(func.min(deployments.c.start_at_ms)).where(text(HAS_START))
-        retry = select(func.min(assignments.c.retry_at_ms)).where(*_retries_of_active())
-        due = [row[0] for query in (start, retry) for row in self._rows(query) if row[0] is not None]
-        return min(due, default=None)
+    def rollbacks_at_rest(self) -> Sequence[DeploymentRow]:
+        """Return active deployments that a trip made, where all is said and somebody was not taken back (R24)."""
+        self._staging.write_deployments()
+        self._staging.write_devices()
+        row = deployments.c
+        undecided = select(devices.c.id).where(text(IS_STALE), devices.c.group == row.group).exists()
+        query = select(deployments).where(
+            text(IS_ACTIVE),
+            text(HAS_CAUSE),
+            row.tally_pending == 0,
+            row.tally_working == 0,
+            row.tally_failed + row.tally_unprotected > 0,
+            ~undecided,
+        )
+        return self._learn_deployments(DEPLOYMENT.decode_all(self._rows(query.order_by(row.id))))
+
+    def ended_with_pending(self, after: str, limit: int) -> Sequence[DeploymentRow]:
+        """Return ended deployments that have pending rows, in the order of their ids, beginning behind `after`."""
+        self._staging.write_deployments()
+        query = select(deployments).where(text(IS_UNSETTLED), deployments.c.id > after)
+        rows = self._rows(query.order_by(deployments.c.id).limit(limit))
+        return self._learn_deployments(DEPLOYMENT.decode_all(rows))
 
     # reads by key: from memory where the answer is there
 
@@ -277,9 +300,13 @@ class SqlUnit(SqlReader):
         return super().runs(group)
 
     def list_deployments(
-        self, *, group: str | None = None, states: Sequence[DeploymentState] = (), limit: int = PAGE_ROWS_MAX
+        self,
+        *,
+        group: str | None = None,
+        states: Sequence[DeploymentState] = (),
+        limit: int | None = PAGE_ROWS_MAX,
     ) -> Sequence[DeploymentRow]:
-        """Return deployments, the newest first."""
+        """Return deployments, the newest first; all of them without a limit."""
         self._staging.write_deployments()
         return self._learn_deployments(super().list_deployments(group=group, states=states, limit=limit))
 

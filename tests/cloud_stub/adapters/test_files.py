@@ -182,7 +182,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=280,
     )
     sentence, left, stored = done.stdout.splitlines()
     assert "is full" in sentence

@@ -43,7 +43,8 @@ def served(service: Service) -> Iterator[Served]:
         service, tokens=token_hashes(), setup_code=SETUP_CODE, random_token=lambda: secrets.token_urlsafe(24)
     )
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=3)
+    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=60)
+    config.timeout_keep_alive = 75
     server = uvicorn.Server(config)
     loops: list[asyncio.AbstractEventLoop] = []
 
@@ -59,5 +60,5 @@ def served(service: Service) -> Iterator[Served]:
     finally:
         loops[0].call_soon_threadsafe(app.state.changes.stop)
         server.should_exit = True
-        thread.join(20)
+        thread.join(90)
         assert not thread.is_alive()

@@ -115,7 +115,7 @@ def test_a_body_that_ends_early_is_refused(tmp_path: Path) -> None:
 
 
 @given(st.integers(min_value=1, max_value=9_000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_any_chunking_reads_the_same(size: int) -> None:
     """Where the network cuts a body decides nothing."""
     body = Body(_chunks(_encoded(b"the manifest", samples.payload("1.0")), size), TYPE)
@@ -126,7 +126,7 @@ def test_any_chunking_reads_the_same(size: int) -> None:
 
 
 @given(st.binary(max_size=400))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_rubbish_is_refused_in_a_sentence(data: bytes) -> None:
     """Any bytes at all end in an OperatorError, never in another one."""
     with pytest.raises(OperatorError):

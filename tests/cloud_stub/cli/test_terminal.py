@@ -67,7 +67,7 @@ def test_create_asks_once(service: DirectService, data: Path, answer: str, code:
         until(lambda: shown.reads("Create it? [y/N]"), "the question")
         assert b"would be updated" in shown.written
         shown.types(answer)
-        assert shown.process.wait(20) == code
+        assert shown.process.wait(90) == code
     with service.read() as reader:
         assert len(reader.list_deployments()) == made
 
@@ -84,6 +84,6 @@ def test_watch_draws_and_ends_cleanly_on_ctrl_c(service: DirectService, data: Pa
         until(lambda: shown.reads("3 devices run it, 1 not begun."), "the next picture")
         shown.process.send_signal(signal.SIGINT)
         until(lambda: shown.reads("stopped.") or shown.process.poll() is not None, "its end")
-        assert shown.process.wait(20) == 130
+        assert shown.process.wait(90) == 130
         shown.reads("")
         assert b"Traceback" not in shown.written

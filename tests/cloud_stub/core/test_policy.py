@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloud_stub.core import counting, policy
-from cloud_stub.core.rows import AssignmentRow, AssignmentState, Policy, Tally, UpdateRef
+from cloud_stub.core.rows import (
+    AssignmentRow,
+    AssignmentState,
+    GroupCount,
+    Policy,
+    Tally,
+    UpdateRef,
+    UpdateRow,
+)
 from protocol.outcomes import Party, Reason
 
 BACK = (UpdateRef("acme/app:1.0", "0" * 64),)
@@ -77,6 +85,28 @@ def test_R13_the_two_bases() -> None:
     tally = Tally(pending=5, working=3, succeeded=10, already_there=4, failed=3, counted=2, moved_on=1)
     assert policy.base_of(Policy(1, 1, BACK), tally, 20) == 21
     assert policy.base_of(Policy(1, 1, BACK, percent_of="attempted"), tally, 20) == 8
+
+
+def test_R13_the_unprotected_are_in_no_base() -> None:
+    """Members that the policy cannot take back, and that were offered nothing, are neither failed nor members."""
+    update = UpdateRow("acme/app:2.0", "a", 2, b"{}", 0, ({"model": "x"},), 1, 0)
+    group = [GroupCount("model=x", {"model": "x"}, 8), GroupCount("model=y", {"model": "y"}, 5)]
+    assert policy.protected_members([update.ref], {"a": update}, group, Tally(unprotected=4)) == 4
+
+
+@given(percents, counts, matches, st.integers(1, 200))
+def test_R13_the_span_that_is_told_of_those_that_tried_holds(
+    percent: int, count: int, match: str, base: int
+) -> None:
+    """With `attempted` the first failure that can trip and the last that must are both told, and true."""
+    rule = Policy(percent, count, BACK, match, "attempted")  # type: ignore[arg-type]
+    if match == "all" and base < count:
+        return  # not armed: told in other words
+    trips = [n for n in range(1, base + 1) if policy.trips(rule, n, n, base)]
+    needed, told = policy.failures_needed(rule, base), policy.arithmetic(rule, base)
+    assert f"{needed} failed" in told
+    assert ("from " in told) == (trips[0] != needed)
+    assert trips[0] == needed or f"from {trips[0]} failed" in told
 
 
 def test_R23_reachability_is_told_with_its_arithmetic() -> None:

@@ -36,3 +36,21 @@ def test_what_a_device_said_is_quoted_in_a_sentence(detail: str) -> None:
 def test_what_runs_is_named(already_there: bool, how: str) -> None:
     """A device that is where it should be is told so, with the deployment."""
     assert how in why(DEVICE, ACTIVE, replace(ROW, already_there=already_there), 2_000)[0]
+
+
+@pytest.mark.parametrize("row", [None, replace(ROW, state=AssignmentState.PENDING)])
+@pytest.mark.parametrize("reason", ["acme/app:2.0 was withdrawn", "the cloud's data was restored"])
+def test_R22_a_hold_is_told_first_with_its_reason(row: AssignmentRow | None, reason: str) -> None:
+    """While nothing is offered (R2, R22), "it offers" and "it is being decided" would be untrue."""
+    device = replace(DEVICE, order_action="hold", order_why=reason)
+    [sentence, *_] = why(device, ACTIVE, row, 2_000)
+    assert sentence == f"It is told to hold, and not offered deployment d1: {reason}."
+    assert "being decided" in why(replace(device, order_stale=True), ACTIVE, None, 2_000)[0]
+
+
+def test_R5_a_trial_that_is_told_to_hold_runs_to_its_verdict() -> None:
+    """Both are told: the hold, and that the trial goes on."""
+    row = replace(ROW, state=AssignmentState.WORKING, phase=WorkflowState.CONFIRMING)
+    told = why(replace(DEVICE, order_action="hold", order_why="it was withdrawn"), ACTIVE, row, 2_000)
+    assert "told to hold" in told[0]
+    assert "runs to its verdict (R5)" in told[1]

@@ -33,6 +33,7 @@ from cloud_stub.orchestrator import (
     Settings,
     Ticked,
 )
+from cloud_stub.orchestrator.clock import UNWATCHED_MS_MAX
 from cloud_stub.orchestrator.outbox import Outbox
 from protocol import messages
 from protocol.envelope import DirectorKey, TrustedKeys
@@ -42,6 +43,7 @@ from protocol.outcomes import Abandoned, Reason, Result
 from protocol.topics import Kind, Topics
 
 START_MS = 1_800_000_000_000
+WATCHED_MS = 60_000  # the end of a long wait, through which the cloud ticks
 
 
 class EvenChance:
@@ -113,9 +115,31 @@ class Cloud:
         return published
 
     def wait(self, ms: int, *, stepping: int = 0) -> list[Publish]:
-        """Let time pass, and tick; `stepping` moves the wall clock further than the other."""
-        self.now = Now(self.now.wall_ms + ms + stepping, self.now.mono_ms + ms)
+        """Let time pass, and tick; `stepping` moves the wall clock further than the other.
+
+        Of a long time the cloud lives through the last minute, tick by tick; before that it stood still (R12).
+        """
+        told: list[Publish] = []
+        rest_ms = min(ms, WATCHED_MS)
+        self.now = Now(self.now.wall_ms + ms - rest_ms + stepping, self.now.mono_ms + ms - rest_ms)
+        if ms > rest_ms:
+            told += self.feed(Ticked())
+        while rest_ms > UNWATCHED_MS_MAX:
+            rest_ms -= UNWATCHED_MS_MAX
+            self.now = Now(self.now.wall_ms + UNWATCHED_MS_MAX, self.now.mono_ms + UNWATCHED_MS_MAX)
+            told += self.feed(Ticked())
+        self.now = Now(self.now.wall_ms + rest_ms, self.now.mono_ms + rest_ms)
+        return told + self.feed(Ticked())
+
+    def stall(self, ms: int) -> list[Publish]:
+        """Let the cloud's process stand still while both clocks go on; then it ticks."""
+        self.now = Now(self.now.wall_ms + ms, self.now.mono_ms + ms)
         return self.feed(Ticked())
+
+    def listen(self) -> None:
+        """Let so much time pass that every living device must have been heard since the start; no wall clock moves."""
+        heard_ms = self.settings.sync_window_ms + self.settings.heartbeat_ms
+        self.now = Now(self.now.wall_ms, self.now.mono_ms + heard_ms)
 
     def live(self, ms: int) -> list[Publish]:
         """Let time pass with every device saying hello at its end, as heartbeats do."""

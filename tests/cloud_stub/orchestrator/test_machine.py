@@ -296,8 +296,8 @@ class CloudMachine:
                 assert update is not None
                 assert deployment.group == device.group, "R19: an order of a group that it left"
                 assert deployment.state is DeploymentState.ACTIVE, "an order of an ended deployment"
-                late = update.withdrawn_ms is not None and deployment.created_ms <= update.withdrawn_ms
-                assert not late, "R22: a withdrawn update is ordered"
+                allowed = update.sha256 in deployment.allowed_withdrawn
+                assert update.withdrawn_ms is None or allowed, "R22: a withdrawn update is ordered"
                 row = self.rows[deployment.id, device.id]
                 assert row.state not in {S.UNPROTECTED, S.INCOMPATIBLE}, "R17"
                 assert not device.cloned, "R8"
@@ -312,10 +312,8 @@ class CloudMachine:
                     catalog = {
                         ref.sha256: found for ref in refs if (found := reader.update_by_sha256(ref.sha256))
                     }
-                    members = policy.protected_members(
-                        row.updates, row.policy, catalog, reader.classes(row.group)
-                    )
                     tally = reader.count_assignments(row.id)
+                    members = policy.protected_members(row.updates, catalog, reader.classes(row.group), tally)
                     base = policy.base_of(row.policy, tally, members)
                     assert not policy.trips(row.policy, tally.counted, base, members + tally.moved_on), "R14"
 

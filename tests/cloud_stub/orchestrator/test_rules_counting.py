@@ -202,6 +202,24 @@ def test_R14_a_shrinking_base_can_trip(cloud: Cloud) -> None:
     assert cloud.deployment(deployment).state is DeploymentState.ROLLED_BACK
 
 
+def test_R14_a_class_change_that_shrinks_the_base_can_trip(cloud: Cloud) -> None:
+    """Members with a verdict report a class that nothing fits: no row changes, and the policy is judged."""
+    pis = running(cloud, 10)
+    deployment = cloud.deploy("north", V2, policy=PolicyDraft(30, 2, (V1,)))
+    fail(cloud, *pis[:2])
+    for pi in pis[2:]:
+        cloud.begin(pi)
+        cloud.succeed(pi)
+    for pi in pis[4:7]:
+        pi.properties = {"model": "pi9"}
+        cloud.state(pi)
+    assert cloud.deployment(deployment).state is DeploymentState.ACTIVE
+    pis[7].properties = {"model": "pi9"}
+    cloud.state(pis[7])
+    assert cloud.deployment(deployment).state is DeploymentState.ROLLED_BACK
+    cloud.check_tallies()
+
+
 def test_R15_an_automatic_retry_does_not_clear_a_counted_failure(cloud: Cloud) -> None:
     """Only a success does."""
     pi = cloud.pi("a", "north")

@@ -1,17 +1,23 @@
 """The cloud's side of RULES.md: rolling back (R20 to R24); each test bears the number of its rule."""
 
+from dataclasses import replace
+
 import pytest
 
 from cloud_stub.core.commands import (
+    DeploymentDraft,
     PolicyDraft,
     WithdrawUpdate,
 )
 from cloud_stub.core.rows import AssignmentState
+from cloud_stub.orchestrator.deployments import ENDED_SWEPT_MAX, planned
+from cloud_stub.ports import PAGE_ROWS_MAX
 from protocol.errors import OperatorError
 from protocol.lifecycle import DeploymentState
+from protocol.messages import Running
 from protocol.topics import Kind
 from tests.cloud_stub.orchestrator.cloud_bench import START_MS, Cloud, accepted
-from tests.cloud_stub.orchestrator.rule_bench import POLICY, V1, V2, V3, fail, running
+from tests.cloud_stub.orchestrator.rule_bench import POLICY, V1, V2, V3, fail, running, sha256_of
 
 S = AssignmentState
 
@@ -139,4 +145,182 @@ def test_R20_a_floor_that_bars_the_way_back_holds_the_device(cloud: Cloud) -> No
     back = cloud.deployment(deployment).rollback or ""
     assert cloud.row(back, pis[0].id).state is S.UNPROTECTED
     assert accepted(pis[0]).action == "hold"
+    cloud.check_tallies()
+
+
+@pytest.mark.parametrize("stepping", [0, -3_600_000, 3_600_000])
+def test_R22_a_trip_takes_the_explicit_word_back_whatever_the_clock_says(cloud: Cloud, stepping: int) -> None:
+    """An update that was deployed again though withdrawn fails in one group: the other stops offering it too."""
+    pis, others = running(cloud, 4), running(cloud, 2, group="south")
+    cloud.do(WithdrawUpdate(V2, "it smokes"))
+    cloud.wait(1_000, stepping=stepping)
+    south = cloud.deploy("south", V2, allow_withdrawn=True)
+    later = cloud.deploy("east", V2, allow_withdrawn=True, start_at_ms=cloud.now.wall_ms + 60_000)
+    north = cloud.deploy("north", V2, policy=POLICY, allow_withdrawn=True)
+    assert accepted(others[0]).action == "install"
+    cloud.wait(1_000, stepping=stepping)
+    fail(cloud, *pis[:2])
+    assert cloud.deployment(north).state is DeploymentState.ROLLED_BACK
+    assert [accepted(pi).action for pi in others] == ["hold", "hold"]
+    assert cloud.deployment(south).state is DeploymentState.ACTIVE
+    cloud.wait(60_000, stepping=2 * abs(stepping))
+    for _ in range(4):
+        cloud.wait(1_000)
+    assert cloud.deployment(later).state is DeploymentState.CANCELED
+
+
+@pytest.mark.parametrize("stepping", [-3_600_000, 3_600_000])
+def test_R22_no_step_of_the_clock_keeps_a_withdrawn_update_offered(cloud: Cloud, stepping: int) -> None:
+    """The word is what an operator said, and not that one instant is greater than another."""
+    pis, others = running(cloud, 4), running(cloud, 2, group="south")
+    cloud.deploy("south", V2, allow_withdrawn=True)  # said before there was anything to allow
+    cloud.deploy("north", V2, policy=POLICY)
+    cloud.wait(1_000, stepping=stepping)
+    fail(cloud, *pis[:2])
+    assert [accepted(pi).action for pi in others] == ["hold", "hold"]
+
+
+def test_R21_a_schedule_is_older_than_a_rollback_by_its_number(cloud: Cloud) -> None:
+    """The clock was set back between the two: the schedule still was made before the rollback."""
+    pis = running(cloud, 4)
+    cloud.deploy("north", V2, policy=POLICY)
+    later = cloud.deploy("north", V3, start_at_ms=START_MS + 60_000)
+    cloud.wait(10, stepping=-3_600_000)
+    fail(cloud, *pis[:2])
+    cloud.wait(60_000, stepping=3_600_000)
+    for _ in range(4):
+        cloud.wait(1_000)
+    assert "before a rollback" in cloud.deployment(later).ended_why
+
+
+def test_R22_withdrawing_sees_every_live_deployment(cloud: Cloud) -> None:
+    """More groups than one page of rows: the oldest one's members hold as well, and its policy bars the way."""
+    running(cloud, 2)
+    first = cloud.deploy("north", V2, policy=POLICY)
+    pi = cloud.pi("a", "west")
+    old = cloud.deploy("west", V3)
+    with cloud.store.transaction() as unit:
+        row = unit.active("west")
+        assert row is not None
+        assert row.id == old
+        for number in range(PAGE_ROWS_MAX):
+            unit.put_deployment(
+                replace(row, id=unit.next_deployment_id(), group=f"g{number}", created_ms=START_MS + 1)
+            )
+    cloud.do(WithdrawUpdate(V3, "it smokes"))
+    assert accepted(pi).action == "hold"
+    with pytest.raises(OperatorError, match=f"{first} would go back to"):
+        cloud.do(WithdrawUpdate(V1, "old"))
+
+
+def test_R13_the_unprotected_are_in_no_base_of_a_group(cloud: Cloud) -> None:
+    """Joiners whose floor bars the way back are offered nothing: all that were offered have failed, and it trips."""
+    pis = running(cloud, 4)
+    deployment = cloud.deploy("north", V2, policy=PolicyDraft(60, 2, (V1,)))
+    for number in range(4):
+        joiner = cloud.pi(f"joiner-{number}", "north", silent=True)
+        joiner.floor = 9
+        cloud.hello(joiner)
+        cloud.state(joiner)
+    assert cloud.deployment(deployment).tally.unprotected == 4
+    fail(cloud, *pis[:2])
+    assert cloud.deployment(deployment).state is DeploymentState.ACTIVE  # 50 % of those that were offered it
+    fail(cloud, pis[2])
+    assert cloud.deployment(deployment).state is DeploymentState.ROLLED_BACK
+    cloud.check_tallies()
+
+
+def test_R14_who_becomes_unprotected_leaves_the_base_and_the_policy_is_judged(cloud: Cloud) -> None:
+    """The last one that had not failed can no longer be offered it: then every one left has failed (R23)."""
+    pis = running(cloud, 3)
+    deployment = cloud.deploy("north", V2, policy=PolicyDraft(100, 2, (V1,)))
+    fail(cloud, *pis[:2])
+    assert cloud.deployment(deployment).state is DeploymentState.ACTIVE
+    pis[2].floor, pis[2].properties = 9, {"model": "pi4", "os": "12"}  # another class: decided anew
+    cloud.state(pis[2])
+    assert cloud.deployment(deployment).state is DeploymentState.ROLLED_BACK
+
+
+def test_R13_one_odd_device_spoils_no_class(cloud: Cloud) -> None:
+    """A value that looks like two properties is a class of its own, and not an example for the others."""
+    odd = cloud.pi("aaa", "north", silent=True)
+    odd.properties = {"model": "pi4, rev=2"}
+    cloud.hello(odd)
+    cloud.state(odd)
+    for number in range(5):
+        pi = cloud.pi(f"p{number}", "north", silent=True)
+        pi.properties = {"model": "pi4", "rev": "2"}
+        cloud.hello(pi)
+        cloud.state(pi)
+    deployment = cloud.deploy("north", V2, policy=PolicyDraft(90, 1, (V1,)))
+    fail(cloud, cloud.pis["p0"])
+    assert cloud.deployment(deployment).state is DeploymentState.ACTIVE
+
+
+def test_R20_the_plan_tells_whom_a_floor_bars_also_without_a_policy(cloud: Cloud) -> None:
+    """What is created is the plan that was shown: the same function answers for both."""
+    free, barred, there = cloud.fleet(3, "north")
+    barred.floor = there.floor = 5
+    cloud.state(barred)
+    there.running = Running(update=V2, sha256=sha256_of(cloud, V2))
+    cloud.state(there)
+    with cloud.store.read() as reader:
+        plan = planned(reader, DeploymentDraft("north", (V2,)))
+    assert (plan.to_update, plan.already_there) == (1, 0)
+    assert [(row.members, row.why_not) for row in plan.classes] == [
+        (1, ""),
+        (2, f"the release counter of {V2} is 0, below its floor of 5"),
+    ]
+    deployment = cloud.deploy("north", V2)
+    assert cloud.row(deployment, free.id).state is S.PENDING
+    assert cloud.row(deployment, barred.id).state is S.UNPROTECTED
+    assert cloud.row(deployment, barred.id).detail == plan.classes[1].why_not
+
+
+def test_R24_a_member_that_a_rollback_cannot_order_is_told_loudly(cloud: Cloud) -> None:
+    """Its floor rose with the bad version, and it goes on running that: the one alert counts it."""
+    pis = running(cloud, 4)
+    deployment = cloud.deploy("north", V2, policy=POLICY)
+    cloud.begin(pis[0])
+    pis[0].floor = 9
+    cloud.succeed(pis[0])
+    fail(cloud, *pis[1:3])
+    back = cloud.deployment(deployment).rollback or ""
+    assert cloud.row(back, pis[0].id).state is S.UNPROTECTED
+    for pi in pis[1:]:
+        cloud.succeed(pi)
+    with cloud.store.read() as reader:
+        alerts = [entry.facts["sentence"] for entry in reader.audit() if entry.what == "alert"]
+    assert alerts == ["rollback incomplete: 1 devices"]
+
+
+def test_R24_a_rollback_that_can_order_nobody_is_told_without_a_report(cloud: Cloud) -> None:
+    """No outcome will ever come: the next sweep says so, once."""
+    pis = running(cloud, 2)
+    deployment = cloud.deploy("north", V2, policy=POLICY)
+    for pi in pis:
+        cloud.begin(pi)
+        pi.floor = 9
+        cloud.fail(pi)
+        pi.running = Running(update=V2, sha256=sha256_of(cloud, V2))
+    assert cloud.deployment(deployment).rollback
+    for pi in pis:
+        cloud.state(pi)
+    for _ in range(30):
+        cloud.wait(1_000)
+    with cloud.store.read() as reader:
+        alerts = [entry.facts["sentence"] for entry in reader.audit() if entry.what == "alert"]
+    assert alerts == ["rollback incomplete: 2 devices"]
+
+
+def test_pending_rows_of_ended_deployments_are_closed_in_every_group(cloud: Cloud) -> None:
+    """More ended deployments than one turn looks at: the others follow in the next ones."""
+    pis = [cloud.pi(f"p{number}", f"g{number}") for number in range(ENDED_SWEPT_MAX + 3)]
+    first = [cloud.deploy(f"g{number}", V1) for number in range(len(pis))]
+    for number, pi in enumerate(pis):
+        cloud.deploy(f"g{number}", V2)
+        cloud.begin(pi)
+    for _ in range(40):
+        cloud.wait(1_000)
+    assert {cloud.row(made, pi.id).state for made, pi in zip(first, pis, strict=True)} == {S.DROPPED}
     cloud.check_tallies()

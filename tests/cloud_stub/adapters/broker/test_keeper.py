@@ -96,8 +96,8 @@ def test_a_broker_that_cannot_start_is_tried_again(
         squatter.bind((broker.host, broker.port))
         squatter.listen()
         keep()
-        until(lambda: any("does not start" in sentence for sentence in said), "the failure to be said", 40)
-    until(lambda: is_back(broker), "the broker to come back", 40)
+        until(lambda: any("does not start" in sentence for sentence in said), "the failure to be said")
+    until(lambda: is_back(broker), "the broker to come back")
 
 
 def test_after_the_keeper_has_stopped_the_broker_stays_ended(

@@ -3,12 +3,10 @@
 import contextlib
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,6 +24,8 @@ from tests.cloud_stub.adapters.broker.conftest import (
     answer,
     has_mosquitto,
 )
+from tests.processes import is_there
+from tests.waiting import until
 
 AS_PORT: Callable[..., Broker] = start_broker  # mypy holds what it returns to the port
 ENGINES = ["embedded", "mosquitto"]
@@ -39,22 +39,6 @@ broker = start_broker(choice, Path(folder), accounts={}, port=int(port), say=pri
 print(broker.pid, flush=True)
 sys.stdin.read()
 """
-
-
-def wait_until(true: Callable[[], bool], what: str, deadline_s: float = 10.0) -> None:
-    """Wait for a condition, or fail."""
-    end = time.monotonic() + deadline_s
-    while not true():
-        assert time.monotonic() < end, f"still waiting for: {what}"
-        select.select([], [], [], 0.005)
-
-
-def has_ended(pid: int) -> bool:
-    """Whether a process is gone (a zombie is: nobody may be there to reap it)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
 
 
 @contextlib.contextmanager
@@ -83,7 +67,7 @@ def test_broker_dies_with_its_parent(choice: str, tmp_path: Path) -> None:
     with started_elsewhere(choice, tmp_path, port) as pid:
         recorded = json.loads((tmp_path / "broker.json").read_text())["pids"]
         assert pid in recorded
-    wait_until(lambda: all(has_ended(one) for one in recorded), "the broker's end")
+    until(lambda: all(not is_there(one) for one in recorded), "the broker's end")
     broker = start_broker(choice, tmp_path, accounts=accounts(), port=port, say=print)
     assert broker.port == port
     broker.stop()
@@ -96,11 +80,11 @@ def test_stale_broker_is_replaced(choice: str, tmp_path: Path) -> None:
     port = free_port()
     with started_elsewhere(choice, tmp_path, port, "survive") as pid:
         service_port = json.loads((tmp_path / "broker.json").read_text())["service_port"]
-    assert not has_ended(pid)
+    assert is_there(pid)
     said: list[str] = []
     broker = start_broker(choice, tmp_path, accounts=accounts(), port=port, say=said.append)
     try:
-        assert has_ended(pid)
+        assert not is_there(pid)
         assert len(said) == 1
         assert "of an earlier run" in said[0]
         assert broker.pid != pid
@@ -131,7 +115,7 @@ def test_mosquitto_dies_with_its_leash(tmp_path: Path) -> None:
     for pid in pids:
         if pid != broker.pid:
             os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: has_ended(broker.pid or 0) and not broker.alive(), "mosquitto's end")
+    until(lambda: not is_there(broker.pid or 0) and not broker.alive(), "mosquitto's end")
     broker.stop()
 
 
@@ -145,7 +129,7 @@ def test_killed_broker_is_not_alive_and_starts_again(choice: str, tmp_path: Path
     assert isinstance(broker, BrokerProcess)
     assert broker.pid is not None
     os.kill(broker.pid, signal.SIGKILL)
-    wait_until(lambda: not broker.alive(), "the end of a killed broker")
+    until(lambda: not broker.alive(), "the end of a killed broker")
     with pytest.raises(BrokerError, match="not running"):
         broker.set_accounts(accounts())
     broker.stop()

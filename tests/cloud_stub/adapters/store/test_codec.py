@@ -50,7 +50,7 @@ def test_the_tally_is_columns_in_its_own_order() -> None:
     assert list(codec.DEPLOYMENT.columns[-len(names) :]) == [f"tally_{name}" for name in names]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.builds(
         DeviceRow, properties=_MAPPING, tags=_MAPPING, slots=st.dictionaries(_TEXT, _MAPPING, max_size=2)
@@ -63,14 +63,14 @@ def test_a_device_comes_back_as_it_went(row: DeviceRow) -> None:
     assert [type(getattr(back, name)) for name in ("online", "work_state")] == [bool, type(row.work_state)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.from_type(AssignmentRow))
 def test_an_assignment_comes_back_as_it_went(row: AssignmentRow) -> None:
     """What is decoded equals what was encoded."""
     assert codec.ASSIGNMENT.decode(codec.ASSIGNMENT.encode(row)) == row
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.builds(DeploymentRow, updates=_REFS, policy=st.none() | _POLICY, trip=st.none() | st.from_type(Trip))
 )
@@ -79,7 +79,7 @@ def test_a_deployment_comes_back_as_it_went(row: DeploymentRow) -> None:
     assert codec.DEPLOYMENT.decode(codec.DEPLOYMENT.encode(row)) == row
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.builds(UpdateRow, compatibility=_COMPATIBILITY, manifest=st.binary(max_size=20)))
 def test_an_update_comes_back_as_it_went(row: UpdateRow) -> None:
     """The manifest's bytes are the same bytes."""

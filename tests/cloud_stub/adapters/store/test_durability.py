@@ -84,7 +84,7 @@ def test_a_full_disk_loses_nothing_and_the_store_goes_on(tmp_path: Path) -> None
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=280,
         cwd=ROOT,
     )
     sentence, stored = done.stdout.splitlines()

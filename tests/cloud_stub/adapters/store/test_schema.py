@@ -1,5 +1,6 @@
 """Tables, migrations, indexes, settings of the connection."""
 
+import shutil
 import sqlite3
 import stat
 from pathlib import Path
@@ -16,7 +17,7 @@ from cloud_stub.adapters.store.tables import SCHEMA, metadata
 from cloud_stub.core.rows import AssignmentState
 from protocol.errors import OperatorError, ServiceError
 from protocol.lifecycle import DeploymentState
-from tests.cloud_stub.adapters.store.rows import deployment
+from tests.cloud_stub.adapters.store.rows import assignment, deployment, device
 
 
 def test_the_migrations_make_the_tables(tmp_path: Path) -> None:
@@ -58,6 +59,44 @@ def test_opening_again_keeps_what_is_there(tmp_path: Path) -> None:
     store = open_store(f"sqlite:///{path}")
     with store.read() as reader:
         assert reader.deployment("d1") == deployment("d1")
+    store.close()
+
+
+_ANEW = """
+import sqlalchemy as sa
+from alembic import op
+
+revision, down_revision, branch_labels, depends_on = "0002", "0001", None, None
+
+
+def upgrade():
+    with op.batch_alter_table("devices") as batch:
+        batch.alter_column("agent_version", existing_type=sa.String(), nullable=True)
+    {more}
+"""
+
+
+@pytest.mark.parametrize("more", ["pass", "op.execute('DELETE FROM devices')"])
+def test_a_migration_may_make_a_table_anew_that_others_refer_to(tmp_path: Path, more: str) -> None:
+    """The rows and their references stay; a migration that would lose them is not done at all."""
+    path, migrations = tmp_path / "store.db", tmp_path / "migrations"
+    store = open_store(path)
+    with store.transaction() as unit:
+        unit.put_device(device("a"))
+        unit.put_deployment(deployment("d1"))
+        unit.put_assignment(assignment("d1", "a"))
+    shutil.copytree(MIGRATIONS, migrations, ignore=shutil.ignore_patterns("__pycache__"))
+    (migrations / "versions" / "v0002_anew.py").write_text(_ANEW.format(more=more))
+    if more == "pass":
+        store.prepare(migrations, "0002")
+    else:
+        with pytest.raises(ServiceError, match="refer to nothing"):
+            store.prepare(migrations, "0002")
+        store = open_store(path)  # as it was
+    with store.transaction() as unit:
+        assert unit._connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
+        assert unit.assignment("d1", "a") == assignment("d1", "a")
+        assert unit.device("a") == device("a")
     store.close()
 
 
@@ -168,7 +207,8 @@ def test_every_query_of_the_hot_path_has_an_index(tmp_path: Path) -> None:
         unit.due_schedules(5)
         unit.due_retries(5, 10)
         unit.overdue(5, 10)
-        unit.next_due_ms()
+        unit.rollbacks_at_rest()
+        unit.ended_with_pending("d1", 10)
         unit.list_deployments(states=[DeploymentState.ACTIVE])
         explain = unit._connection.exec_driver_sql
         for statement, parameters in tuple(said):  # explaining says more

@@ -60,7 +60,7 @@ def _all(reader: Any) -> list[object]:
 def test_what_is_not_there_is_none(store: SqlStore) -> None:
     """Nothing is invented for a missing key, within a transaction or outside."""
     with store.transaction() as unit:
-        assert [*_all(unit), unit.active("red"), unit.next_due_ms()] == [None] * 8
+        assert [*_all(unit), unit.active("red")] == [None] * 7
         assert not unit.devices(["a"])
         assert not unit.assignments([("d1", "a")])
     with store.read() as reader:
@@ -101,7 +101,6 @@ def test_queries_see_what_is_staged(store: SqlStore) -> None:
         assert [row.device for row in unit.due_retries(40, 10)] == ["a"]
         assert not unit.due_retries(39, 10)
         assert not unit.due_schedules(49)
-        assert unit.next_due_ms() == 40
         assert [row.id for row in unit.list_deployments()] == ["d2", "d1"]
         assert [row.id for row in unit.list_deployments(states=[DeploymentState.ACTIVE])] == ["d1"]
         assert [row.device for row in unit.list_assignments(deployment="d1", after="a")] == ["b"]
@@ -179,7 +178,6 @@ def test_retries_of_ended_deployments_are_never_due(store: SqlStore) -> None:
         unit.put_deployment(deployment("d1", DeploymentState.CANCELED))
         unit.put_assignment(assignment("d1", "a", AssignmentState.FAILED, retry_at_ms=5))
         assert unit.due_retries(10, 10) == []
-        assert unit.next_due_ms() is None
 
 
 def test_R2_raising_epochs_is_one_statement_above_everything_known(store: SqlStore) -> None:
@@ -441,3 +439,20 @@ def test_transactions_of_many_threads_lose_no_update(store: SqlStore) -> None:
         thread.join()
     with store.read() as reader:
         assert reader.devices(["a"])["a"].sequence == 100
+
+
+def test_the_store_counts_the_transactions_that_changed_what_people_see(store: SqlStore) -> None:
+    """A note of the store about itself wakes no page; a device that went offline by a tick alone does."""
+    before = store.changes
+    with store.transaction() as unit:
+        unit.put_note("observed_ms", "5")
+    assert store.changes == before
+    with store.transaction() as unit:
+        unit.put_device(device("a"))
+    assert store.changes == before + 1
+    with store.transaction() as unit:
+        unit.put_device(device("a"))  # the same again
+        assert unit.device("a") == device("a")
+    with store.transaction() as unit:
+        unit.raise_epochs("red", 5)
+    assert store.changes >= before + 2

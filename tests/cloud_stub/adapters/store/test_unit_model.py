@@ -57,7 +57,7 @@ class World:
         self.note: str | None = None
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(_TRANSACTION, max_size=4))
 def test_the_transaction_does_what_a_dict_does(
     transactions: list[tuple[bool, list[tuple[object, ...]]]],

@@ -35,6 +35,7 @@ def upgrade() -> None:
         sa.Column("created_by", sa.String(), nullable=False),
         sa.Column("policy", sa.Text(), nullable=True),
         sa.Column("allow_downgrade", sa.SmallInteger(), nullable=False),
+        sa.Column("allowed_withdrawn", sa.Text(), nullable=False),
         sa.Column("retries", sa.BigInteger(), nullable=False),
         sa.Column("retry_delay_ms", sa.BigInteger(), nullable=False),
         sa.Column("device_timeout_ms", sa.BigInteger(), nullable=False),
@@ -76,6 +77,14 @@ def upgrade() -> None:
         unique=False,
         sqlite_where=sa.text("state = 'scheduled'"),
         postgresql_where=sa.text("state = 'scheduled'"),
+    )
+    op.create_index(
+        "ix_deployments_unsettled",
+        "deployments",
+        ["id"],
+        unique=False,
+        sqlite_where=sa.text("tally_pending > 0 AND state IN ('superseded', 'canceled', 'rolled_back')"),
+        postgresql_where=sa.text("tally_pending > 0 AND state IN ('superseded', 'canceled', 'rolled_back')"),
     )
     op.create_index(
         "ix_deployments_group",
