@@ -44,11 +44,13 @@ def load_or_make(folder: Path, random_bytes: Callable[[int], bytes], new_token: 
     """
     key_path, words_path = folder / "director.pem", folder / "secrets.json"
     if not words_path.exists():
+        # The director's key first: without it, words that are there are a damaged folder, and no new one. A new key
+        # would make every device refuse every order.
+        if not key_path.exists():
+            replace_file(key_path, _pem(Ed25519PrivateKey.from_private_bytes(random_bytes(32))))
         words = {name: new_token() for name in ("cloud", "inspect", "admin")}
         words["url"] = random_bytes(URL_SECRET_BYTES).hex()
         replace_file(words_path, json.dumps(words).encode())
-    if not key_path.exists():
-        replace_file(key_path, _pem(Ed25519PrivateKey.from_private_bytes(random_bytes(32))))
     try:
         private = serialization.load_pem_private_key(key_path.read_bytes(), password=None)
         words = json.loads(words_path.read_bytes())

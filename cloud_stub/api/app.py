@@ -154,5 +154,7 @@ class _Guard:
 
 def _is_too_large(scope: Scope) -> bool:
     headers = Headers(scope=scope)
-    length = headers.get("content-length", "0" if "transfer-encoding" not in headers else "")
-    return scope["path"] != IMPORT_PATH and not (length.isdigit() and int(length) <= BODY_BYTES_MAX)
+    length = headers.get("content-length", "0")
+    # With a transfer encoding the length that is told beside it is not the one that is read.
+    told = "transfer-encoding" not in headers and length.isdigit() and int(length) <= BODY_BYTES_MAX
+    return scope["path"] != IMPORT_PATH and not told

@@ -19,6 +19,7 @@ from protocol.messages import EPOCH_MAX
 
 DEVICES_MAX: Final = 10_000  # in one request that adds or retries devices
 NAMES_MAX: Final = 100  # updates in one offer: one for each device class
+START_AT_MS_MAX: Final = 253_370_764_800_000  # the year 9999: a later instant cannot be shown
 
 _Names = Annotated[list[str], Field(min_length=1, max_length=NAMES_MAX)]
 _Milliseconds = Annotated[int, Field(ge=0, le=EPOCH_MAX)]
@@ -88,7 +89,7 @@ class DraftRequest(Request):
     group: str
     updates: _Names
     policy: PolicyRequest | None = None
-    start_at_ms: _Milliseconds | None = None
+    start_at_ms: Annotated[int, Field(ge=0, le=START_AT_MS_MAX)] | None = None
     allow_downgrade: bool = False
     allow_withdrawn: bool = False
     retries: int = 0

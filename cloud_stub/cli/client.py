@@ -102,14 +102,16 @@ class Cloud:
         Raises:
             ServiceError: the cloud stays away.
         """
-        heard_s = time.monotonic()
+        away_since_s: float | None = None
         while True:
             try:
                 for data in self._events(path):
-                    heard_s = time.monotonic()
+                    away_since_s = None
                     yield data
             except httpx.TransportError as error:
-                if time.monotonic() - heard_s > AWAY_S:
+                # Since the stream broke, and not since the last news: a deployment may be quiet for days.
+                away_since_s = away_since_s or time.monotonic()
+                if time.monotonic() - away_since_s > AWAY_S:
                     raise self._away(error) from error
             time.sleep(_AGAIN_S)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
-from typing import IO, Final, cast
+from typing import IO, Final, NoReturn, cast
 
 from protocol.errors import OperatorError
 
@@ -76,7 +76,7 @@ def pack(folder: Path, archive: Path) -> tuple[int, str]:
 
 def _members(folder: Path) -> Iterator[tuple[Path, tarfile.TarInfo]]:
     """Yield what the folder holds, in one order everywhere: by the bytes of the path."""
-    for path in sorted(folder.rglob("*"), key=lambda found: os.fsencode(found.relative_to(folder))):
+    for path in sorted(_paths(folder), key=lambda found: os.fsencode(found.relative_to(folder))):
         name = path.relative_to(folder).as_posix()
         status = path.lstat()
         member = tarfile.TarInfo(name)
@@ -92,6 +92,16 @@ def _members(folder: Path) -> Iterator[tuple[Path, tarfile.TarInfo]]:
                 f"{path} is no file, folder or link; a slot cannot hold it. Take it out and pack again."
             )
         yield path, member
+
+
+def _paths(folder: Path) -> Iterator[Path]:
+    """Yield all below a folder; one that may not be read is an error, and not an empty folder."""
+
+    def refuse(error: OSError) -> NoReturn:
+        raise OperatorError(f"{error.filename} cannot be read: {error.strerror}.") from error
+
+    for where, folders, files in os.walk(folder, onerror=refuse):
+        yield from (Path(where, name) for name in (*folders, *files))
 
 
 def _inside(path: Path, name: str) -> str:

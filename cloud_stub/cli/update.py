@@ -90,7 +90,10 @@ def import_(cloud: Cloud, manifest_path: Path, folder: Path | None, as_json: boo
         ]
         bar = stack.enter_context(_progress())
         for name, path in paths.items():
-            opened = bar.open(path, "rb", description=name)
+            try:
+                opened = bar.open(path, "rb", description=name)
+            except OSError as error:
+                raise OperatorError(f"The file {path} cannot be read: {error.strerror}.") from error
             files.append(("file", (name, stack.enter_context(opened))))
         row = cloud.upload("updates", files)
     if as_json:

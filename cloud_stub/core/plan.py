@@ -224,6 +224,10 @@ def _digest(draft: DeploymentDraft, result: Plan) -> str:
         result.supersedes,
         draft.start_at_ms,
         draft.allow_downgrade,
+        draft.allow_withdrawn,
         draft.retries,
+        draft.retry_delay_ms,
+        draft.device_timeout_ms,
+        draft.attempt_timeout_ms,
     ]
     return sha256(dump(deciding)).hexdigest()[:16]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Final, TypeVar
 
 from protocol.errors import LastgoodError
-from simulator.live.cloud import CloudApi, OwnCloud
+from simulator.live.cloud import CloudApi, OwnCloud, without_addresses
 
 POLL_S: Final = 0.1  # between two looks at a fact
 START_S: Final = 30.0  # for the cloud to greet on a busy machine
@@ -173,7 +173,7 @@ class Backstage:
     def _environment(self) -> dict[str, str]:
         checkout = str(Path(__file__).resolve().parents[2])
         return {
-            **os.environ,
+            **without_addresses(os.environ),
             "LASTGOOD_DATA": str(self.data),
             "PYTHONPATH": checkout,
             "PYTHONUNBUFFERED": "1",
@@ -213,7 +213,7 @@ def _agent_toml(port: int, properties: dict[str, str], group: str) -> str:
     command = json.dumps([sys.executable, "{slot}/beacon.py", "--port", str(port)])
     return f"""state = "state"
 soak_s = 2
-startup_s = 15
+startup_s = 60
 
 [properties]
 {named}

@@ -154,15 +154,26 @@ class Story:
         self.backstage.until(
             "the policy tripped", lambda: self.bad_one()["state"] == "rolled_back", ROLLOUT_S
         )
+        self.check_who_failed()
         trip = self.bad_one()["trip"]
         self.say(
             click.style(f"the policy tripped: {trip['sentence'].removeprefix('Went back: ')}", bold=True)
         )
 
+    def check_who_failed(self) -> None:
+        """Hold who failed to whom the seed had named, and each real agent's slots to what it said."""
+        failed, named = (
+            {row["device"] for row in self.rows("failed")},
+            {*self.cast.failing_names, *REAL_AGENTS},
+        )
+        if failed != named:
+            raise DemoFailed(f"The seed named {sorted(named)}, and {sorted(failed)} failed.")
+
     def watch_the_group_go_back(self) -> None:
         """The whole group ends on version 1, those that had succeeded on version 2 too."""
         self.act("The whole group goes back by policy")
         rollback = self.bad_one()["rollback"]
+        self.show("deploy", "list")
         self.say(
             f"without a hand, deployment {rollback} of {GOOD} started, caused by {self.bad}; {BAD} is withdrawn"
         )

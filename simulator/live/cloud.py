@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -22,8 +23,14 @@ from simulator.core.payload import MadeUpdate
 REQUEST_S: Final = 60.0  # for one answer of the API: registering ten thousand devices takes a while
 START_S: Final = 90.0  # for a cloud of its own to answer: broker, migrations, imports on a busy machine
 STOP_S: Final = 15.0
+LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 DEVICES_AT_ONCE: Final = 5_000  # in one request that adds devices
 PAGE: Final = 1_000  # devices in one answer
+
+
+def without_addresses(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment in which nothing names a cloud: a rehearsal must never act on the user's real one."""
+    return {name: value for name, value in environment.items() if not name.startswith("LASTGOOD_")}
 
 
 class CloudApi:
@@ -32,7 +39,10 @@ class CloudApi:
     def __init__(self, url: str, token: str) -> None:
         self.url = url.rstrip("/")
         self._http = httpx.Client(
-            base_url=f"{self.url}/api/v1", headers={"Authorization": f"Bearer {token}"}, timeout=REQUEST_S
+            base_url=f"{self.url}/api/v1",
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=REQUEST_S,
+            trust_env=urlsplit(url).hostname not in LOOPBACK,  # no proxy stands before this machine
         )
 
     def close(self) -> None:
@@ -187,7 +197,7 @@ class OwnCloud:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": path},
+                env={**without_addresses(os.environ), "PYTHONPATH": path},
                 start_new_session=True,  # a Ctrl-C is for us: we end it in order
             )
         return self._wait()

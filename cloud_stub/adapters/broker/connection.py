@@ -182,7 +182,7 @@ class Connection(asyncio.Protocol):
         else:
             self._queue.append((head1, named, payload))
             self._waiting_bytes += len(named) + len(payload) + _MESSAGE_OVERHEAD_BYTES
-        self._exchange.watch_backlog(self)
+            self._exchange.watch_backlog(self)
 
     def send(self, packet: bytes) -> None:
         """Send a packet with all others of this turn of the loop, in one write."""
@@ -192,6 +192,7 @@ class Connection(asyncio.Protocol):
             self._exchange.flush_soon(self)
         self._outbox.append(packet)
         self._waiting_bytes += len(packet) + _MESSAGE_OVERHEAD_BYTES
+        self._exchange.watch_backlog(self)  # answers that nobody reads count as well as messages
 
     def flush(self) -> None:
         """Give the transport what it will take."""

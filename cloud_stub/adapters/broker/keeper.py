@@ -8,8 +8,8 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from cloud_stub.adapters.broker.errors import BrokerError
 from cloud_stub.adapters.broker.process import BrokerProcess
+from protocol.errors import ServiceError
 
 LOOK_EVERY_S: Final = 0.5  # devices wait longer than this before they reconnect
 WAIT_MOST_S: Final = 30.0  # between two starts of a broker that will not stay
@@ -49,7 +49,7 @@ class Keeper:
         )
         try:
             broker.start_again()
-        except BrokerError as error:
+        except ServiceError as error:  # a broker that does not come up, or a disk that refuses its files
             self._say(f"it does not start: {error}; trying again")
         else:
             self._say(f"the broker serves again on mqtt://{broker.host}:{broker.port}")

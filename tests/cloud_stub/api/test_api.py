@@ -158,6 +158,7 @@ def test_the_plan_is_what_is_created(admin: Caller, service: DirectService) -> N
         ({"group": "no/group"}, "cannot name a group"),
         ({"retries": 99}, "retries is 99"),
         ({"start_at_ms": -1}, "start_at_ms is not valid"),
+        ({"start_at_ms": 2**53 - 1}, "start_at_ms is not valid"),
         ({"wave": 1}, "a field wave that nothing reads"),
     ],
 )

@@ -265,6 +265,18 @@ def test_device_that_does_not_read_is_cut_off(embedded: Start) -> None:
     assert heard.receive().payload == b"order"
 
 
+def test_device_that_reads_no_answers_is_cut_off(embedded: Start) -> None:
+    """What it asks for itself, and never reads, is bounded as what others send it."""
+    bench = embedded(queue_bytes_max=65_536)
+    deaf = bench.join("dev-1", receive_buffer=4_096)
+    with contextlib.suppress(OSError):
+        for _ in range(1_000):
+            deaf.send(b"\xc0\x00" * 10_000)
+            if "bytes unread" in _log_of(bench):
+                break
+    assert "dev-1 cut off: " in _log_of(bench)
+
+
 def test_cloud_that_is_behind_makes_devices_wait(embedded: Start) -> None:
     """Nothing is lost: the device is held (its keepalive too), and goes on when the cloud has caught up."""
     bench = embedded(cloud_bytes_high=200_000, cloud_bytes_low=50_000)
