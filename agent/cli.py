@@ -5,6 +5,7 @@ the disk, so they work with and without a running agent. Exit codes: 0 well, 1 a
 2 a wrong use.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -318,5 +319,6 @@ def _version() -> str:
 
 
 def _say(sentence: str) -> None:
-    click.echo(f"{time.strftime('%H:%M:%S')} {sentence}")
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):  # a log on a full disk is no reason to stop working
+        click.echo(f"{time.strftime('%H:%M:%S')} {sentence}")
+        sys.stdout.flush()

@@ -18,6 +18,9 @@ from protocol.join import Join
 from protocol.topics import DEFAULT_PREFIX
 
 NAME: Final = "agent.toml"  # in the state folder: what the agent was told when it joined
+_IDENTITY: Final = frozenset(
+    {"device", "broker", "token", "token_file", "cloud_keys", "cloud_keys_pem", "prefix"}
+)
 CHECKS_MAX: Final = 32
 _PATHS: Final = ("token_file", "cloud_keys", "ca_file")  # others lie in the state folder
 
@@ -86,7 +89,8 @@ def load(
 ) -> AgentSettings:
     """Return the settings from the state folder's file, the given file, the join text and the command line.
 
-    The later ones win. With `join` the whole is written to the state folder, so that `--state` alone is enough later.
+    The later ones win, and the file's `broker` and `prefix` win over the join text's: the address may be another here.
+    With `join` the whole is written to the state folder, so that `--state` alone is enough later.
 
     Raises:
         OperatorError: a key is missing, unknown or wrong, or the state folder belongs to another device.
@@ -98,8 +102,10 @@ def load(
             f"The state folder {state} belongs to the device {fields['device']!r}, and the text behind --join is for "
             f"{join.device!r}; name another folder with --state."
         )
+    told = {} if config is None else _absolute(toml_file.read_toml(config), config.absolute().parent)
     if config is not None:
-        fields = _merged(fields, _absolute(toml_file.read_toml(config), config.absolute().parent))
+        # What a file no longer says is no longer so: of what was kept only the device's identity counts beside it.
+        fields = _merged({key: value for key, value in fields.items() if key in _IDENTITY}, told)
     if join is not None:
         for key in ("token_file", "cloud_keys"):
             fields.pop(key, None)
@@ -109,7 +115,7 @@ def load(
             "token": join.token,
             "cloud_keys_pem": list(join.keys_pem),
             "prefix": join.prefix,
-        }
+        } | {key: told[key] for key in ("broker", "prefix") if key in told}
     fields = _merged(fields, {"properties": dict(properties or {}), "tags": dict(tags or {})})
     fields.pop("state", None)
     settings = parse(fields, state)

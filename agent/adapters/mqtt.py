@@ -134,7 +134,8 @@ class MqttLink:
                 wait_s = self._chance.uniform() * self._spread_s
             else:
                 failures += 1
-                if session.wants_other_version and not self._version_is_known:
+                # A broker of another make may stand at the same address now; one that only hangs up tells nothing.
+                if session.refuses_version or (session.wants_other_version and not self._version_is_known):
                     self._version = paho.MQTTv311 if self._version == paho.MQTTv5 else paho.MQTTv5
                     if failures == 1:
                         continue  # the broker is there, and only speaks the older version: no news for people
@@ -158,6 +159,7 @@ class _Session:
         self.nonce = nonce
         self.is_granted = False
         self.wants_other_version = False
+        self.refuses_version = False  # it said so
         self._broker = broker
         self._topics = topics
         self._inbox = inbox
@@ -181,6 +183,9 @@ class _Session:
             while self._client.loop(timeout=1.0) == MQTTErrorCode.MQTT_ERR_SUCCESS:
                 if closing.is_set() and not self.is_granted:
                     self._client.disconnect()
+        except Exception as error:  # noqa: BLE001 - what a broker sends must not end the agent, whatever paho makes of it
+            self._why = f"sent what is no MQTT ({type(error).__name__})"
+            self._hang_up()
         finally:
             watchdog.cancel()
         self.wants_other_version = self.wants_other_version or not self._answered
@@ -229,19 +234,21 @@ class _Session:
         if not self.is_granted:
             self._why = "did not answer in time"
             self._client.disconnect()
-            sock = self._client.socket()
-            if isinstance(sock, socket.socket):
-                with contextlib.suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        sock = self._client.socket()
+        if isinstance(sock, socket.socket):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
 
     def _on_connect(
         self, client: paho.Client, _: Any, _flags: Any, code: ReasonCode, _properties: Any
     ) -> None:
         self._answered = True
         if code.is_failure:
-            self.wants_other_version = (
-                code.value == 132
-            )  # unsupported protocol version, in both versions of MQTT here
+            # unsupported protocol version, in both versions of MQTT here
+            self.wants_other_version = self.refuses_version = code.value == 132
             hint = "" if self.wants_other_version else ": is the token this device's?"
             self._why = f"refused the connection ({code}){hint}"
             client.disconnect()
@@ -268,7 +275,7 @@ class _Session:
     def _on_message(self, _client: paho.Client, _: Any, message: paho.MQTTMessage) -> None:
         if len(message.payload) > MESSAGE_BYTES_MAX:
             return  # the broker's own cap is the same; what exceeds it is not kept in memory
-        with contextlib.suppress(MessageRefused):
+        with contextlib.suppress(MessageRefused, UnicodeDecodeError):
             self._inbox(Delivered(self._topics.parse(message.topic).kind, bytes(message.payload)))
 
 

@@ -6,6 +6,7 @@ application that ended is started again while a download runs. A stopped job end
 wrote is of no consequence, since only `seal` makes a slot trusted, and sealing what was invalidated is refused.
 """
 
+import contextlib
 import queue
 import shutil
 import threading
@@ -183,7 +184,13 @@ class Worker:
     def _install(self, effect: Install, stop: Stop) -> None:
         ports, manifest = self._ports, _read(effect.manifest)
         folder = ports.slots.begin(effect.slot, effect.manifest)
-        ports.handlers.install(manifest, ports.downloads, folder, stop=stop)
+        try:
+            ports.handlers.install(manifest, ports.downloads, folder, stop=stop)
+        except LastgoodError:
+            # Half an update is worth nothing, and may fill the disk on which the next one has to begin.
+            with contextlib.suppress(OSError):
+                tree.empty(folder)
+            raise
         if stop():
             raise WorkStopped
         ports.slots.seal(effect.slot)

@@ -133,6 +133,22 @@ def test_a_configuration_wins_over_what_was_joined(folder: Path) -> None:
     assert (settings.token, settings.soak_s, len(settings.keys_pem)) == ("from-a-file", 5, 2)
 
 
+def test_a_files_broker_wins_over_the_join_texts(folder: Path) -> None:
+    """Also on the joining run: with TLS in the file the token must not cross the network in clear."""
+    (folder / "agent.toml").write_text('broker = "mqtts://broker.example.com"')
+    assert config.load(folder / "state", folder / "agent.toml", JOIN).broker == "mqtts://broker.example.com"
+
+
+def test_what_a_file_no_longer_says_is_no_longer_so(folder: Path) -> None:
+    """Joining keeps the whole for `--state` alone; beside a file only the identity counts."""
+    state, path = folder / "state", folder / "agent.toml"
+    path.write_text('soak_s = 5\n[tags]\ngroup = "lab"\n[application]\nkind = "process"\ncommand = ["x"]\n')
+    config.load(state, path, JOIN)
+    path.write_text('[application]\nkind = "systemd"\nunit = "app.service"\n')
+    settings = config.load(state, path)
+    assert (settings.device, settings.tags, settings.application.kind) == ("pi-1", {}, "systemd")
+
+
 def test_the_state_folder(folder: Path) -> None:
     """The given one, else the configuration's beside it, else the default."""
     (folder / "agent.toml").write_text('state = "mine"')

@@ -224,7 +224,7 @@ def test_bad_input_leaves_the_running_slot_untouched(agent: Agent, wrong: str, r
         running = agent.pid
         update = an_app("2.0.0")
         if wrong == "archive":
-            packed = a_tar([(a_member("../../B/serve"), b"owned")])
+            packed = a_tar([(a_member("big"), bytes(9_000)), (a_member("../../B/serve"), b"owned")])
             update = an_update("2.0.0", {"app.tar": packed}, [{"handler": "archive", "files": ["app.tar"]}])
         elif wrong == "handler":
             update = an_update("2.0.0", {"a": b"a"}, [{"handler": "contoso/flash:1", "files": ["a"]}])
@@ -246,6 +246,7 @@ def test_bad_input_leaves_the_running_slot_untouched(agent: Agent, wrong: str, r
         assert (agent.table.booted, agent.table.last_known_good, agent.pid) == ("B", "B", running)
         assert lives(running)
         assert agent.slots.rehash("B")
+        assert not list((agent.state / "slots" / "A").iterdir()), "half an update does not stay on the disk"
         if wrong == "handler":
             assert agent.table.slots["A"].holds == "empty", "refused before the spare is touched"
 

@@ -186,6 +186,35 @@ def test_it_falls_back_to_the_older_version(rude: bool) -> None:
     assert levels == [5, 4]
 
 
+def test_it_falls_back_also_when_another_broker_stands_there_now() -> None:
+    """A cloud may come up again with a broker that speaks 3.1.1 alone; and a topic that is no text ends no agent."""
+    levels: list[int] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            while levels[-1:] != [4]:
+                peer, _ = server.accept()
+                with peer:
+                    first = peer.recv(4_096)
+                    levels.append(first[first.index(b"MQTT") + 4])
+                    if len(levels) == 1:
+                        peer.sendall(b"\x20\x03\x00\x00\x00")
+                        subscribe = peer.recv(4_096)
+                        peer.sendall(b"\x90\x06" + subscribe[2:4] + b"\x00\x01\x01\x01")
+                        peer.sendall(b"\x30\x06\x00\x02\xff\xfe\x00x")
+                    elif levels[-1] == 5:
+                        peer.sendall(b"\x20\x02\x00\x01")
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        with Peer(f"mqtt://127.0.0.1:{server.getsockname()[1]}") as peer:
+            peer.link.spread(10)
+            until(lambda: levels[-1:] == [4], "3.1.1")
+            peer.wait(Disconnected)
+        thread.join(DEADLINE_S)
+    assert levels[:2] == [5, 5]
+
+
 @pytest.mark.parametrize(
     "url", ["http://h", "mqtt://", "mqtt://h:x", "h:1883", "mqtt://u@h", "mqtt://h/path"]
 )
