@@ -6,6 +6,9 @@ TESTS ?= tests
 WORKERS ?= auto
 PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
+# The tests start hundreds of processes: without compiled files each of them would compile the project anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help env demo test check format bench docs lock clean
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Final, cast
 
-from agent.adapters.durable import disk_failure
+from agent.adapters.durable import disk_failure, write_all
 from agent.adapters.inside import Inside, Outside, Parts, parts_of
 from agent.ports import CHUNK_BYTES, Stop, Stopped, WorkFailed
 from protocol.outcomes import Reason
@@ -65,7 +65,7 @@ class _Unpacking:
     def __init__(
         self, plain: IO[bytes], inside: Inside, members_max: int, bytes_max: int, stop: Stop
     ) -> None:
-        self._stream = _Forward(plain, bytes_max)
+        self._stream = _Forward(plain, bytes_max, stop)
         self._inside = inside
         self._members_max = members_max
         self._bytes_left = bytes_max
@@ -90,8 +90,7 @@ class _Unpacking:
         if not self._stream.ended_well:
             raise Outside("it is cut short: its end mark is missing")
         while self._stream.read(CHUNK_BYTES):  # a compressed stream bears its checksum at the very end
-            if self._stop():
-                raise Stopped
+            pass
         for parts, mode in self._folder_modes.items():
             self._inside.make_folder(parts, mode)
         for parts, target in self._hard_links:
@@ -135,19 +134,21 @@ class _Unpacking:
                 if not piece:
                     raise Outside(f"it is cut short within {member.name!r}")
                 left -= len(piece)
-                view = memoryview(piece)
-                while view:
-                    view = view[file.write(view) :]
+                write_all(file.fileno(), piece)
             # Byte code beside its source is judged by the source's time, so times are kept.
             with contextlib.suppress(OverflowError, ValueError):
                 os.utime(file.fileno(), (member.mtime, member.mtime))
 
 
 class _Forward:
-    """A stream that tarfile can only read onwards, with a cap on all bytes and on what is read at once."""
+    """A stream that tarfile can only read onwards, with a cap on all bytes and on what is read at once.
 
-    def __init__(self, plain: IO[bytes], bytes_max: int) -> None:
+    It hears `stop` too: between two members tarfile may read headers without end.
+    """
+
+    def __init__(self, plain: IO[bytes], bytes_max: int, stop: Stop) -> None:
         self._plain = plain
+        self._stop = stop
         self._position = 0
         # Headers and padding come on top of the content: a member takes at most three blocks more in practice.
         self._bytes_max = bytes_max + MEMBERS_MAX * 4 * _BLOCK
@@ -166,6 +167,8 @@ class _Forward:
         """Return exactly `size` bytes, or fewer at the end."""
         if not 0 <= size <= max(HEADER_BYTES_MAX, CHUNK_BYTES):
             raise Outside("it has a header that is too large")
+        if self._stop():
+            raise Stopped
         pieces = []
         left = size
         while left and (piece := self._plain.read(left)):

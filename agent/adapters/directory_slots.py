@@ -29,6 +29,7 @@ from protocol.errors import DeviceError, LastgoodError, OperatorError
 from protocol.manifest import MANIFEST_BYTES_MAX, read_manifest
 
 TABLE_BYTES_MAX: Final = 65_536  # two slots; a longer file is not ours
+_HALF: Final = frozenset({Holds.WRITING, Holds.INVALID})
 _SEALED: Final = frozenset({Holds.SEALED, Holds.TRIAL, Holds.GOOD, Holds.UNKNOWN})
 
 
@@ -59,6 +60,11 @@ class DirectorySlots:
                 self._save(legal)
             if legal.booted != found.booted:
                 self._switch(legal.booted)
+            spare = legal.spare
+            if spare != legal.last_known_good and legal.slots[spare].holds in _HALF:
+                # What a power loss left half-way is worth nothing, and may fill the disk that the record needs.
+                with contextlib.suppress(OSError):
+                    tree.empty(self.path(spare))
             return self.probe()
 
     def probe(self) -> SlotTable:

@@ -7,6 +7,7 @@ only after its bytes agreed with it.
 """
 
 import contextlib
+import io
 import os
 import re
 import select
@@ -25,7 +26,7 @@ from urllib3.exceptions import (
 )
 from urllib3.exceptions import TimeoutError as TimeoutEnded
 
-from agent.adapters import durable
+from agent.adapters import durable, tree
 from agent.adapters.part import Part
 from agent.ports import (
     CHUNK_BYTES,
@@ -44,7 +45,6 @@ from protocol.outcomes import Reason
 PIECE_BYTES: Final = (
     8_388_608  # between two durable points: what a power loss may cost, against one fsync each
 )
-RESERVE_BYTES: Final = 8_388_608  # left free on the device's disk, for records and logs
 SMALL_TIMEOUT_S: Final = 60.0  # for a whole manifest, from a server that sends byte by byte
 REDIRECTS_MAX: Final = 3  # to a mirror or CDN
 PATIENCE_S: Final = 120.0  # the longest Retry-After that is waited for here; beyond it the core backs off
@@ -151,8 +151,11 @@ class HttpFetcher:
         try:
             _check_status(response, part)
             pace = _Pace(self._rate_bytes_s, stop)
+            # What came along with the headers is taken at once: `select` sees only what is still in the socket.
+            bytes_max = max(pace.bytes_max, io.DEFAULT_BUFFER_SIZE)
             while not part.is_full:
-                piece = response.read1(pace.bytes_max, decode_content=False)
+                piece = response.read1(bytes_max, decode_content=False)
+                bytes_max = pace.bytes_max
                 if not piece:
                     raise HTTPError("the transfer was cut short")
                 part.add(piece)
@@ -165,15 +168,20 @@ class HttpFetcher:
             response.close()  # what is left of an abandoned answer is not read
 
     def _open(self, address: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
-        return self._pool.request(
-            "GET", address, headers={"Accept-Encoding": "identity", **headers}, preload_content=False
-        )
+        try:
+            return self._pool.request(
+                "GET", address, headers={"Accept-Encoding": "identity", **headers}, preload_content=False
+            )
+        except ValueError as error:
+            if isinstance(error, HTTPError):
+                raise
+            raise HTTPError(f"the server redirects to no address ({error})") from error
 
 
-def check_space(manifest: Manifest, folder: Path, *, reclaimed_bytes: int = 0) -> None:
-    """Refuse a download that the disk cannot hold together with its installation.
+def check_space(manifest: Manifest, folder: Path, *, slot: Path | None = None) -> None:
+    """Refuse a download that the disk cannot hold, nor its installation into `slot`, which may be on another disk.
 
-    `reclaimed_bytes` is what the spare slot will give back when it is emptied.
+    What the slot still holds counts as free: it is emptied first. What arrives takes at least its own size there.
 
     Raises:
         WorkFailed: `no_space`.
@@ -184,15 +192,25 @@ def check_space(manifest: Manifest, folder: Path, *, reclaimed_bytes: int = 0) -
         for file in manifest.document.files
         for name in (file.sha256, f"{file.sha256}.part")
     )
-    asked = os.statvfs(folder)
-    free = asked.f_bavail * asked.f_frsize + reclaimed_bytes
-    # What arrives is also installed: at least its own size a second time.
-    need = 2 * manifest.bytes_total - min(here, manifest.bytes_total) + RESERVE_BYTES
+    arrives = manifest.bytes_total - min(here, manifest.bytes_total)
+    if slot is None:
+        _demand(folder, arrives)
+    elif slot.stat().st_dev == folder.stat().st_dev:
+        _demand(folder, arrives + manifest.bytes_total, reclaimed_bytes=tree.size_bytes(slot))
+    else:
+        _demand(folder, arrives)
+        _demand(slot, manifest.bytes_total, reclaimed_bytes=tree.size_bytes(slot))
+
+
+def _demand(folder: Path, bytes_needed: int, *, reclaimed_bytes: int = 0) -> None:
+    disk = os.statvfs(folder)
+    free = disk.f_bavail * disk.f_frsize + reclaimed_bytes
+    need = bytes_needed + durable.RESERVE_BYTES
     if free < need:
         raise WorkFailed(
             Reason.NO_SPACE,
-            f"The update needs {need // 1_000_000 + 1} MB on the disk, and {free // 1_000_000} MB are free. "
-            "Free some space, then retry the deployment.",
+            f"The update needs {need // 1_000_000 + 1} MB on the disk of {folder}, "
+            f"and {free // 1_000_000} MB are free. Free some space, then retry the deployment.",
         )
 
 
@@ -278,6 +296,8 @@ def _await_bytes(response: urllib3.BaseHTTPResponse, part: Part, stop: Stop) -> 
     while not part.is_full:
         if stop():
             raise Stopped
+        if response.closed:  # the answer ended before the file did
+            return
         # Chunks are buffered below the socket: there only the connection's own time-out helps.
         if (
             response.headers.get("Transfer-Encoding")

@@ -16,6 +16,7 @@ from protocol.errors import DeviceError
 from protocol.outcomes import Reason
 
 FILE_MODE: Final = 0o600  # state is nobody else's business unless the caller says so
+RESERVE_BYTES: Final = 8_388_608  # that no update may take from the disk: records and logs have to be written
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -41,6 +42,20 @@ def replace_file(path: Path, data: bytes, *, mode: int = FILE_MODE) -> None:
         os.close(descriptor)
     os.rename(new, path)
     sync_folder(path.parent)
+
+
+def write_all(descriptor: int, piece: bytes) -> None:
+    """Write the whole of a piece of an update where the file stands, and leave the disk its reserve.
+
+    Raises:
+        OSError: the disk refused, or would be left with less than RESERVE_BYTES (then ENOSPC).
+    """
+    disk = os.fstatvfs(descriptor)
+    if disk.f_bavail * disk.f_frsize < len(piece) + RESERVE_BYTES:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    view = memoryview(piece)
+    while view:
+        view = view[os.write(descriptor, view) :]
 
 
 def replace_symlink(path: Path, target: str) -> None:

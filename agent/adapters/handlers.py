@@ -15,9 +15,10 @@ from typing import Final
 
 from agent.adapters import commands
 from agent.adapters.archive import ArchiveHandler
-from agent.adapters.durable import disk_failure
+from agent.adapters.durable import disk_failure, write_all
 from agent.adapters.inside import Inside, Outside, parts_of
 from agent.ports import CHUNK_BYTES, Handler, Stop, Stopped, WorkFailed
+from protocol.errors import LastgoodError
 from protocol.manifest import Manifest
 from protocol.outcomes import Reason
 
@@ -51,9 +52,7 @@ class FileHandler:
                     while piece := reader.read(CHUNK_BYTES):
                         if stop():
                             raise Stopped
-                        view = memoryview(piece)
-                        while view:
-                            view = view[writer.write(view) :]
+                        write_all(writer.fileno(), piece)
             except Outside as error:
                 raise _wrong(f"the place of {name!r} was refused: {error}") from error
             except OSError as error:
@@ -166,7 +165,20 @@ class Handlers:
             if stop():
                 raise Stopped
             files = {name: folder / manifest.files[name].sha256 for name in step.files}
-            handler.install(files, step.handlerProperties, into, stop=stop)
+            try:
+                handler.install(files, step.handlerProperties, into, stop=stop)
+            except (LastgoodError, Stopped):
+                raise
+            except OSError as error:
+                raise disk_failure(error, f"the handler {step.handler_name!r}") from error
+            except (
+                Exception
+            ) as error:  # a handler from elsewhere, or a parser on a hostile file: the update's fault
+                raise WorkFailed(
+                    Reason.HANDLER_FAILED,
+                    f"The handler {step.handler_name!r} broke on the update ({type(error).__name__}: {error}). "
+                    "Mend the update or the handler.",
+                ) from error
 
 
 def _script_name(files: Mapping[str, Path], properties: Mapping[str, object]) -> str:

@@ -80,9 +80,7 @@ class Part:
     def add(self, piece: bytes) -> None:
         """Write and hash what arrived; more than the manifest's size is never taken."""
         piece = piece[: self.file.sizeInBytes - self.offset]
-        view = memoryview(piece)
-        while view:
-            view = view[os.write(self._descriptor, view) :]
+        durable.write_all(self._descriptor, piece)
         self._hash.update(piece)
         self.offset += len(piece)
         if self.offset - self._durable >= PIECE_BYTES:

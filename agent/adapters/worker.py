@@ -167,9 +167,7 @@ class Worker:
                 shutil.rmtree(ports.downloads, ignore_errors=True)
             make_folder(ports.downloads)
             # Asked while the slot still holds what it held: a refusal leaves it untouched.
-            check_space(
-                manifest, ports.downloads, reclaimed_bytes=tree.size_bytes(ports.slots.path(effect.slot))
-            )
+            check_space(manifest, ports.downloads, slot=ports.slots.path(effect.slot))
         except OSError as error:
             raise disk_failure(error, "preparing the download") from error
         if stop():

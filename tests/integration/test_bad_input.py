@@ -296,6 +296,10 @@ def test_a_full_disk_stops_the_update_and_nothing_else(
         row = failed(a_cloud, a_cloud.deploy(agent.group, bomb), agent, runs=update)
         assert (row["reason"], row["party"], row["counted"]) == ("no_space", "device", False), row
 
+        small = a_cloud.take(beacon(new_version()))  # half of the bomb does not stay in its way
+        a_cloud.deploy(agent.group, small)
+        until(lambda: agent.version() == small.name.rpartition(":")[2], "the version after the full disk")
+
 
 # --- what all of them ask ----------------------------------------------------------------------------------------
 

@@ -35,7 +35,6 @@ SESSION_KEPT = "1h"
 """For a client that asks for a session (ours do not): its queue is dropped after that."""
 
 _VERSION = re.compile(r"mosquitto version (\d+)\.(\d+)[\d.]*")
-_VERSION_TIMEOUT_S = 3.0
 _OLDEST = (2, 0)  # older ones do not know the form of our hashes
 
 
@@ -61,13 +60,14 @@ def find_mosquitto(asked: str | None) -> Path | None:
     return Path(found) if found else None
 
 
-def mosquitto_version(binary: Path) -> str:
-    """The version of a mosquitto, like "2.0.11". Raises BrokerError if it is too old, or is none at all."""
+def mosquitto_version(binary: Path, timeout_s: float) -> str:
+    """The version of a mosquitto, like "2.0.11". Raises BrokerError if it is too old, is none at all, or does not
+    answer in time."""
     try:
-        said = subprocess.run(
-            [binary, "-h"], capture_output=True, text=True, timeout=_VERSION_TIMEOUT_S, check=False
-        )
-    except (OSError, subprocess.SubprocessError) as error:
+        said = subprocess.run([binary, "-h"], capture_output=True, text=True, timeout=timeout_s, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise BrokerError(f"{binary} did not tell its version within {timeout_s:g} s; {INSTALL}") from error
+    except OSError as error:
         raise BrokerError(f"{binary} does not run ({error}); {INSTALL}") from error
     match = _VERSION.search(said.stdout)
     if match is None:

@@ -36,8 +36,8 @@ EMBEDDED_LIMIT = (
 MOSQUITTO_START_S = 3.0
 """After that mosquitto is given up and the embedded broker serves."""
 
-EMBEDDED_START_S = 60.0
-"""A Python process with its imports, on a busy machine."""
+ONLY_CHOICE_START_S = 60.0
+"""For a broker in whose place no other would serve: a busy machine may take its time."""
 
 PORT_TRIES = 5
 """A port that was free a moment ago can be taken by another process before the broker binds it."""
@@ -79,7 +79,8 @@ def start_broker(
         _check_port(port)
     if choice != "embedded":
         try:
-            return _start_mosquitto(folder, accounts, prefix, port, survive, mosquitto)
+            start_s = ONLY_CHOICE_START_S if choice == "mosquitto" else MOSQUITTO_START_S
+            return _start_mosquitto(folder, accounts, prefix, port, survive, mosquitto, start_s)
         except BrokerError as error:
             if choice == "mosquitto":
                 raise
@@ -112,12 +113,18 @@ def free_port(*taken: int) -> int:
 
 
 def _start_mosquitto(
-    folder: Path, accounts: Mapping[str, str], prefix: str, port: int | None, survive: bool, asked: str | None
+    folder: Path,
+    accounts: Mapping[str, str],
+    prefix: str,
+    port: int | None,
+    survive: bool,
+    asked: str | None,
+    start_s: float,
 ) -> BrokerProcess:
     binary = find_mosquitto(asked)
     if binary is None:
         raise BrokerError(f"mosquitto was not found on PATH or in /usr/sbin; {INSTALL}")
-    version = mosquitto_version(binary)
+    version = mosquitto_version(binary, start_s)
 
     def plan(at: int) -> Plan:
         service_port = _service_port(folder, at)
@@ -140,7 +147,7 @@ def _start_mosquitto(
             service_port=service_port,
             files={files.device_accounts: False, files.service_accounts: True},
             shared_file=False,
-            start_s=MOSQUITTO_START_S,
+            start_s=start_s,
             survive=survive,
         )
 
@@ -180,7 +187,7 @@ def _start_embedded(
             service_port=at,
             files={shared: True},
             shared_file=True,
-            start_s=EMBEDDED_START_S,
+            start_s=ONLY_CHOICE_START_S,
             survive=survive,
             environment={"PYTHONPATH": _python_path()},
         )

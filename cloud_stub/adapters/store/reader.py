@@ -8,7 +8,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Connection, CursorResult, Executable, Select, and_, case, func, or_, select, text
+from sqlalchemy import (
+    Connection,
+    CursorResult,
+    Executable,
+    Select,
+    and_,
+    bindparam,
+    case,
+    func,
+    or_,
+    select,
+    text,
+)
 from sqlalchemy.exc import SQLAlchemyError
 
 from cloud_stub.adapters.store.codec import ASSIGNMENT, AUDIT, DEPLOYMENT, DEVICE, UPDATE, mapping_of
@@ -47,6 +59,35 @@ NEWEST_DEPLOYMENT_FIRST: Final = (
 )
 
 
+def _tally_of_one_deployment() -> Select[Any]:
+    row, state = assignments.c, AssignmentState
+    verdict = row.state.in_([state.SUCCEEDED.value, state.FAILED.value])
+    counted = {
+        "pending": row.state == state.PENDING.value,
+        "working": row.state == state.WORKING.value,
+        "succeeded": row.state == state.SUCCEEDED.value,
+        "already_there": (row.state == state.SUCCEEDED.value) & (row.already_there == 1),
+        "failed": row.state == state.FAILED.value,
+        "counted": (row.counted == 1) & (row.suspended == 0),
+        "canceled": row.state == state.CANCELED.value,
+        "incompatible": row.state == state.INCOMPATIBLE.value,
+        "unprotected": (row.state == state.UNPROTECTED.value) & (row.moved_on == 0),
+        "dropped": row.state == state.DROPPED.value,
+        "moved_on": verdict & (row.moved_on == 1),
+    }
+    return select(
+        *(
+            func.coalesce(func.sum(case((condition, 1), else_=0)), 0).label(name)
+            for name, condition in counted.items()
+        )
+    ).where(row.deployment == bindparam("deployment"))
+
+
+# Written once: to put a statement together takes longer than SQLite takes to answer it.
+_TALLY: Final = _tally_of_one_deployment()
+_DEVICES: Final = select(devices).where(devices.c.id.in_(bindparam("ids", expanding=True)))
+
+
 class SqlReader:
     """Answers from the database as it stood when the transaction around it began."""
 
@@ -61,7 +102,7 @@ class SqlReader:
         """Return those of the devices that exist, by id."""
         found: dict[str, DeviceRow] = {}
         for chunk in chunks(ids):
-            rows = DEVICE.decode_all(self._rows(select(devices).where(devices.c.id.in_(chunk))))
+            rows = DEVICE.decode_all(self._rows(_DEVICES, {"ids": chunk}))
             found.update((row.id, row) for row in rows)
         return found
 
@@ -153,28 +194,7 @@ class SqlReader:
 
         It is written without the core's own way of counting, so that one checks the other.
         """
-        row = assignments.c
-        state = AssignmentState
-        verdict = row.state.in_([state.SUCCEEDED.value, state.FAILED.value])
-        query = select(
-            *(
-                func.coalesce(func.sum(case((condition, 1), else_=0)), 0).label(name)
-                for name, condition in {
-                    "pending": row.state == state.PENDING.value,
-                    "working": row.state == state.WORKING.value,
-                    "succeeded": row.state == state.SUCCEEDED.value,
-                    "already_there": (row.state == state.SUCCEEDED.value) & (row.already_there == 1),
-                    "failed": row.state == state.FAILED.value,
-                    "counted": (row.counted == 1) & (row.suspended == 0),
-                    "canceled": row.state == state.CANCELED.value,
-                    "incompatible": row.state == state.INCOMPATIBLE.value,
-                    "unprotected": (row.state == state.UNPROTECTED.value) & (row.moved_on == 0),
-                    "dropped": row.state == state.DROPPED.value,
-                    "moved_on": verdict & (row.moved_on == 1),
-                }.items()
-            )
-        ).where(row.deployment == deployment)
-        [counts] = self._run(query).mappings().all()
+        [counts] = self._run(_TALLY, {"deployment": deployment}).mappings().all()
         return Tally(**{name: int(count) for name, count in counts.items()})
 
     def assignment(self, deployment: str, device: str) -> AssignmentRow | None:
@@ -257,12 +277,14 @@ class SqlReader:
             query = query.where(audit.c.number < before)
         return AUDIT.decode_all(self._rows(query))
 
-    def _rows(self, query: Select[Any]) -> Sequence[Sequence[Any]]:
-        return self._run(query).all()
+    def _rows(
+        self, query: Select[Any], values: Mapping[str, object] | None = None
+    ) -> Sequence[Sequence[Any]]:
+        return self._run(query, values).all()
 
-    def _run(self, statement: Executable) -> CursorResult[Any]:
+    def _run(self, statement: Executable, values: Mapping[str, object] | None = None) -> CursorResult[Any]:
         try:
-            return self._connection.execute(statement)
+            return self._connection.execute(statement, values)
         except SQLAlchemyError as error:
             raise service_error(error) from error
 

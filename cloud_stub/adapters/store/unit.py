@@ -9,7 +9,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
-from sqlalchemy import Connection, CursorResult, Executable, Select, case, func, or_, select, text, update
+from sqlalchemy import (
+    Connection,
+    CursorResult,
+    Executable,
+    Integer,
+    Select,
+    bindparam,
+    case,
+    func,
+    or_,
+    select,
+    text,
+    update,
+)
 
 from cloud_stub.adapters.store.audit import next_entry
 from cloud_stub.adapters.store.codec import ASSIGNMENT, DEPLOYMENT, DEVICE, NoteRow
@@ -41,6 +54,88 @@ from cloud_stub.ports import PAGE_ROWS_MAX
 from protocol.lifecycle import DeploymentState
 
 DEPLOYMENTS_MADE: Final = "deployments_made"  # the note that counts them, so that no id is given twice
+
+
+def _retries_of_active() -> tuple[Any, ...]:
+    failed = assignments.c.state == AssignmentState.FAILED.value
+    return text(HAS_RETRY), failed, assignments.c.deployment.in_(_active_ids())
+
+
+def _active_ids() -> Select[Any]:
+    return select(deployments.c.id).where(text(IS_ACTIVE))
+
+
+def _overdue() -> Select[Any]:
+    silent = devices.c.heard_ms + deployments.c.device_timeout_ms < bindparam("observed_ms")
+    stuck = assignments.c.moved_ms + deployments.c.attempt_timeout_ms < bindparam("observed_ms")
+    return (
+        select(assignments)
+        .join(deployments, deployments.c.id == assignments.c.deployment)
+        .join(devices, devices.c.id == assignments.c.device)
+        .where(
+            assignments.c.deployment.in_(_active_ids()),
+            assignments.c.state == AssignmentState.WORKING.value,
+            or_(silent, stuck),
+        )
+        .order_by(assignments.c.deployment, assignments.c.device)
+        .limit(_MOST)
+    )
+
+
+def _rollbacks_at_rest() -> Select[Any]:
+    row = deployments.c
+    undecided = select(devices.c.id).where(text(IS_STALE), devices.c.group == row.group).exists()
+    return (
+        select(deployments)
+        .where(
+            text(IS_ACTIVE),
+            text(HAS_CAUSE),
+            row.tally_pending == 0,
+            row.tally_working == 0,
+            row.tally_failed + row.tally_unprotected > 0,
+            ~undecided,
+        )
+        .order_by(row.id)
+    )
+
+
+# The work lists are asked for at every tick. They are written once: to put a statement together takes longer than
+# SQLite takes to answer it.
+_MOST: Final = bindparam("most", type_=Integer)
+_STALE: Final = (
+    select(devices).where(text(IS_STALE)).order_by(devices.c.online.desc(), devices.c.id.desc()).limit(_MOST)
+)
+_UNPUBLISHED: Final = select(devices).where(text(IS_UNPUBLISHED)).order_by(devices.c.id).limit(_MOST)
+_UNHEARD: Final = (
+    select(devices)
+    .where(devices.c.online == 1, devices.c.last_seen_ms < bindparam("before_ms"))
+    .order_by(devices.c.id)
+    .limit(_MOST)
+)
+_DUE_SCHEDULES: Final = (
+    select(deployments)
+    .where(text(HAS_START), deployments.c.start_at_ms <= bindparam("now_ms"))
+    .order_by(
+        deployments.c.start_at_ms,
+        deployments.c.created_ms,
+        func.length(deployments.c.id),
+        deployments.c.id,
+    )
+)
+_DUE_RETRIES: Final = (
+    select(assignments)
+    .where(*_retries_of_active(), assignments.c.retry_at_ms <= bindparam("now_ms"))
+    .order_by(assignments.c.retry_at_ms, assignments.c.device)
+    .limit(_MOST)
+)
+_OVERDUE: Final = _overdue()
+_ROLLBACKS_AT_REST: Final = _rollbacks_at_rest()
+_ENDED_WITH_PENDING: Final = (
+    select(deployments)
+    .where(text(IS_UNSETTLED), deployments.c.id > bindparam("after"))
+    .order_by(deployments.c.id)
+    .limit(_MOST)
+)
 
 
 class SqlUnit(SqlReader):
@@ -122,83 +217,46 @@ class SqlUnit(SqlReader):
     def stale(self, limit: int) -> Sequence[DeviceRow]:
         """Return devices whose order is to be decided, those online first."""
         self._staging.write_devices()
-        query = select(devices).where(text(IS_STALE)).order_by(devices.c.online.desc(), devices.c.id.desc())
-        return self._learn_devices(DEVICE.decode_all(self._rows(query.limit(limit))))
+        return self._learn_devices(DEVICE.decode_all(self._rows(_STALE, {"most": limit})))
 
     def unpublished(self, limit: int) -> Sequence[DeviceRow]:
         """Return online devices with `epoch > published_epoch` whose order is decided."""
         self._staging.write_devices()
-        query = select(devices).where(text(IS_UNPUBLISHED)).order_by(devices.c.id).limit(limit)
-        return self._learn_devices(DEVICE.decode_all(self._rows(query)))
+        return self._learn_devices(DEVICE.decode_all(self._rows(_UNPUBLISHED, {"most": limit})))
 
     def unheard(self, before_ms: int, limit: int) -> Sequence[DeviceRow]:
         """Return devices that count as online and were last seen before an instant."""
         self._staging.write_devices()
-        query = select(devices).where(devices.c.online == 1, devices.c.last_seen_ms < before_ms)
-        return self._learn_devices(DEVICE.decode_all(self._rows(query.order_by(devices.c.id).limit(limit))))
+        rows = self._rows(_UNHEARD, {"before_ms": before_ms, "most": limit})
+        return self._learn_devices(DEVICE.decode_all(rows))
 
     def due_schedules(self, now_ms: int) -> Sequence[DeploymentRow]:
         """Return scheduled deployments whose start has come, in (start, creation) order (R21)."""
         self._staging.write_deployments()
-        row = deployments.c
-        query = (
-            select(deployments)
-            .where(text(HAS_START), row.start_at_ms <= now_ms)
-            .order_by(row.start_at_ms, row.created_ms, func.length(row.id), row.id)
-        )
-        return self._learn_deployments(DEPLOYMENT.decode_all(self._rows(query)))
+        return self._learn_deployments(DEPLOYMENT.decode_all(self._rows(_DUE_SCHEDULES, {"now_ms": now_ms})))
 
     def due_retries(self, now_ms: int, limit: int) -> Sequence[AssignmentRow]:
         """Return failed assignments of active deployments whose automatic retry is due."""
         self._staging.write_assignments()
-        query = (
-            select(assignments)
-            .where(*_retries_of_active(), assignments.c.retry_at_ms <= now_ms)
-            .order_by(assignments.c.retry_at_ms, assignments.c.device)
-            .limit(limit)
-        )
-        return self._learn_assignments(ASSIGNMENT.decode_all(self._rows(query)))
+        rows = self._rows(_DUE_RETRIES, {"now_ms": now_ms, "most": limit})
+        return self._learn_assignments(ASSIGNMENT.decode_all(rows))
 
     def overdue(self, observed_ms: int, limit: int) -> Sequence[AssignmentRow]:
         """Return `working` assignments of active deployments that are past a time-out on the observed clock (R12)."""
         self._staging.write_assignments()
-        silent = devices.c.heard_ms + deployments.c.device_timeout_ms < observed_ms
-        stuck = assignments.c.moved_ms + deployments.c.attempt_timeout_ms < observed_ms
-        query = (
-            select(assignments)
-            .join(deployments, deployments.c.id == assignments.c.deployment)
-            .join(devices, devices.c.id == assignments.c.device)
-            .where(
-                assignments.c.deployment.in_(_active_ids()),
-                assignments.c.state == AssignmentState.WORKING.value,
-                or_(silent, stuck),
-            )
-            .order_by(assignments.c.deployment, assignments.c.device)
-            .limit(limit)
-        )
-        return self._learn_assignments(ASSIGNMENT.decode_all(self._rows(query)))
+        rows = self._rows(_OVERDUE, {"observed_ms": observed_ms, "most": limit})
+        return self._learn_assignments(ASSIGNMENT.decode_all(rows))
 
     def rollbacks_at_rest(self) -> Sequence[DeploymentRow]:
         """Return active deployments that a trip made, where all is said and somebody was not taken back (R24)."""
         self._staging.write_deployments()
         self._staging.write_devices()
-        row = deployments.c
-        undecided = select(devices.c.id).where(text(IS_STALE), devices.c.group == row.group).exists()
-        query = select(deployments).where(
-            text(IS_ACTIVE),
-            text(HAS_CAUSE),
-            row.tally_pending == 0,
-            row.tally_working == 0,
-            row.tally_failed + row.tally_unprotected > 0,
-            ~undecided,
-        )
-        return self._learn_deployments(DEPLOYMENT.decode_all(self._rows(query.order_by(row.id))))
+        return self._learn_deployments(DEPLOYMENT.decode_all(self._rows(_ROLLBACKS_AT_REST)))
 
     def ended_with_pending(self, after: str, limit: int) -> Sequence[DeploymentRow]:
         """Return ended deployments that have pending rows, in the order of their ids, beginning behind `after`."""
         self._staging.write_deployments()
-        query = select(deployments).where(text(IS_UNSETTLED), deployments.c.id > after)
-        rows = self._rows(query.order_by(deployments.c.id).limit(limit))
+        rows = self._rows(_ENDED_WITH_PENDING, {"after": after, "most": limit})
         return self._learn_deployments(DEPLOYMENT.decode_all(rows))
 
     # reads by key: from memory where the answer is there
@@ -355,15 +413,6 @@ class SqlUnit(SqlReader):
         known = self._staging.assignments
         return [known.learn((row.deployment, row.device), row) or row for row in rows]
 
-    def _run(self, statement: Executable) -> CursorResult[Any]:
+    def _run(self, statement: Executable, values: Mapping[str, object] | None = None) -> CursorResult[Any]:
         with self._staging.guarded():
-            return self._connection.execute(statement)
-
-
-def _retries_of_active() -> tuple[Any, ...]:
-    failed = assignments.c.state == AssignmentState.FAILED.value
-    return text(HAS_RETRY), failed, assignments.c.deployment.in_(_active_ids())
-
-
-def _active_ids() -> Select[Any]:
-    return select(deployments.c.id).where(text(IS_ACTIVE))
+            return self._connection.execute(statement, values)

@@ -44,6 +44,7 @@ REFUSALS: Mapping[str, tuple[int, dict[str, str]]] = {
     "503": (503, {"Retry-After": "0"}),
     "429": (429, {"Retry-After": "9999"}),
     "416": (416, {}),
+    "lost": (302, {"Location": "http://[::1"}),
 }
 
 
@@ -54,6 +55,7 @@ def serving() -> Iterator[Files]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = -1  # headers and a small body leave in one segment, as a real server's do
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
             """Say nothing."""
@@ -83,6 +85,8 @@ def serving() -> Iterator[Files]:
                 told = start + 1 if fault == "wrong_range" else start
                 headers["Content-Range"] = f"bytes {told}-{len(data) - 1}/{len(data)}"
                 status = 206
+            if fault == "short_range":
+                body = body[:1_000]
             cut = files.cut_at if fault in {"cut", "silent"} else None
             self.answer(status, body, headers, cut)
             if fault == "silent":

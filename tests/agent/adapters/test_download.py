@@ -127,11 +127,11 @@ def test_a_part_that_does_not_agree_is_begun_anew(files: Files, tmp_path: Path, 
     assert held(tmp_path) == finished(update)
 
 
-@pytest.mark.parametrize("answer", ["no_range", "wrong_range", "416"])
+@pytest.mark.parametrize("answer", ["no_range", "wrong_range", "416", "short_range"])
 def test_a_server_that_misunderstands_ranges_is_asked_for_the_whole(
     files: Files, tmp_path: Path, answer: str
 ) -> None:
-    """A 200, a 206 that does not fit, and a 416 all lead to a whole and right file."""
+    """A 200, a 206 that does not fit or ends early, and a 416 all lead to a whole and right file."""
     update = an_update(files={"a.bin": BIG})
     files.add(update)
     files.faults, files.cut_at = ["cut", answer], 300_000
@@ -151,6 +151,7 @@ def test_a_server_that_misunderstands_ranges_is_asked_for_the_whole(
         ("changed", Reason.VERIFY_FAILED, False, False),
         ("longer", Reason.VERIFY_FAILED, False, False),
         ("part_unasked", Reason.SERVER, True, False),
+        ("lost", Reason.NETWORK, True, False),
     ],
 )
 def test_each_refusal_has_its_reason(
@@ -234,6 +235,14 @@ def test_the_rate_is_kept(files: Files, tmp_path: Path) -> None:
     told = fetch(files, update, tmp_path, rate_bytes_s=400_000)
     assert max(b[0] - a[0] for a, b in pairwise(told)) <= 100_000
     assert held(tmp_path) == finished(update)
+
+
+def test_what_came_with_the_headers_is_not_waited_for(files: Files, tmp_path: Path) -> None:
+    """At a low rate a small file lies in our own buffer, whole: the silent socket is no stall."""
+    update = an_update(files={"a.bin": BIG[:6_000]})
+    files.add(update)
+    fetch(files, update, tmp_path, rate_bytes_s=8_000)
+    assert files.fetched == [None], "one request brought it"
 
 
 def test_too_little_space_is_seen_before_the_first_byte(files: Files, tmp_path: Path) -> None:

@@ -151,6 +151,21 @@ def test_an_unknown_handler_is_unsupported_before_anything_is_written(slot: Path
     assert list(slot.iterdir()) == []
 
 
+def test_a_handler_that_breaks_is_the_updates_fault(slot: Path) -> None:
+    """Whatever a handler from elsewhere raises is told with its name, and never booked as the device's disk."""
+
+    class Broken:
+        def install(
+            self, files: Mapping[str, Path], properties: Mapping[str, object], into: Path, *, stop: Stop
+        ) -> None:
+            raise RecursionError("too deep")
+
+    update = an_update(steps=[{"handler": "x/broken:1", "files": ["payload.txt"]}])
+    with pytest.raises(WorkFailed, match="'broken' broke on the update") as failed:
+        Handlers({"broken": Broken()}).install(update.read, slot.parent, slot, stop=lambda: False)
+    assert failed.value.reason is Reason.HANDLER_FAILED
+
+
 def test_steps_run_in_order_with_their_files(slot: Path) -> None:
     """Each step gets its own files by name, from a folder where they are named by sha256."""
     seen: list[tuple[str, list[str]]] = []
