@@ -225,6 +225,8 @@ def _stop_at_signals(runtime: "Runtime") -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
+    # Started by something that ignores its children, nobody would learn how a check or a script has ended.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     threading.excepthook = _die_loudly
 
 
@@ -237,11 +239,22 @@ def _die_loudly(problem: threading.ExceptHookArgs) -> None:
 def _look(config: Path | None, state: Path | None) -> tuple[Path, dict[str, Any]]:
     """Return the state folder, and what the disk says."""
     from agent import config as configuration
+
+    folder = configuration.state_of(config, state, _default_state())
+    try:
+        return folder, _report(folder, config)
+    except OSError as error:
+        raise OperatorError(
+            f"The agent's state in {folder} cannot be read ({error.strerror}); look as the user that it runs as."
+        ) from error
+
+
+def _report(folder: Path, config: Path | None) -> dict[str, Any]:
+    from agent import config as configuration
     from agent.adapters import lock, toml_file
     from agent.adapters.directory_slots import DirectorySlots
     from agent.adapters.records import RecordFile
 
-    folder = configuration.state_of(config, state, _default_state())
     if not folder.is_dir():
         raise OperatorError(f"There is no agent's state in {folder}; name its folder with --state.")
     fields: dict[str, Any] = {}
@@ -253,14 +266,14 @@ def _look(config: Path | None, state: Path | None) -> tuple[Path, dict[str, Any]
         record = RecordFile(folder / "record.json").load()
     except LastgoodError as error:
         problem = str(error)
-    root = folder / fields.get("slots", {}).get("folder", "slots")
+    root = folder / toml_file.Table("", fields).table("slots").text("folder", "slots")
     if not root.is_dir():
         raise OperatorError(
             f"There are no slots in {root} yet; start the agent once with `lastgood agent run`."
         )
     table = DirectorySlots(root).probe()
     order = record.workflow.order if record else None
-    return folder, {
+    return {
         "device": fields.get("device"),
         "agent_running": lock.is_held(folder),
         "running": {"slot": table.booted, **_slot(table.running)},

@@ -15,7 +15,7 @@ from agent.adapters.toml_file import Table
 from protocol.errors import OperatorError
 from protocol.identity import check_device_id, check_group
 from protocol.join import Join
-from protocol.topics import DEFAULT_PREFIX
+from protocol.topics import DEFAULT_PREFIX, check_prefix
 
 NAME: Final = "agent.toml"  # in the state folder: what the agent was told when it joined
 _IDENTITY: Final = frozenset(
@@ -158,8 +158,8 @@ def parse(fields: Mapping[str, Any], state: Path) -> AgentSettings:
         broker=top.text("broker"),
         token=_token(top, state),
         keys_pem=_keys(top, state),
-        prefix=top.text("prefix", DEFAULT_PREFIX),
-        ca_file=str(state / ca_file) if (ca_file := top.text("ca_file", "")) else None,
+        prefix=check_prefix(top.text("prefix", DEFAULT_PREFIX)),
+        ca_file=_ca_file(top, state),
         state=state,
         slots=state / slots.text("folder", "slots"),
         properties=top.words("properties"),
@@ -242,6 +242,13 @@ def _keys(top: Table, state: Path) -> tuple[str, ...]:
     return found
 
 
+def _ca_file(top: Table, state: Path) -> str | None:
+    named = top.text("ca_file", "")
+    if named and "-----BEGIN CERTIFICATE-----" not in _read(state / named, "ca_file"):
+        raise OperatorError(f"'ca_file' names {state / named}, which holds no certificate in PEM form.")
+    return str(state / named) if named else None
+
+
 def _read(path: Path, key: str) -> str:
     try:
         with path.open(encoding="utf-8") as file:
@@ -309,8 +316,26 @@ def _check(table: Table, index: int) -> CheckSettings:
     table.finish()
     if kind == "command" and not check.command:
         raise OperatorError(f"'{table.name}command' is missing: a list of the command and its arguments.")
-    if kind == "http" and (
-        urlsplit(check.url).scheme not in {"http", "https"} or not urlsplit(check.url).hostname
-    ):
+    if kind == "http" and not _is_web_address(check.url):
         raise OperatorError(f"'{table.name}url' is {check.url!r}: write it as http://HOST:PORT/PATH.")
+    if kind == "tcp" and not _is_host(check.host):
+        raise OperatorError(f"'{table.name}host' is {check.host!r}: write the name or address of a host.")
     return check
+
+
+def _is_web_address(text: str) -> bool:
+    """Whether a check can ask there: what no request can say would else fail every trial (health_failed)."""
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        return False
+    plain = all("!" <= char <= "~" for char in text)
+    return plain and parts.scheme in {"http", "https"} and port != 0 and _is_host(parts.hostname or "")
+
+
+def _is_host(name: str) -> bool:
+    try:
+        return bool(name.encode("idna")) and all(char > " " for char in name)
+    except UnicodeError:
+        return False

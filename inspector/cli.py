@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any, Final, ParamSpec, Protocol
 
 import click
+from click.core import ParameterSource
 
 from inspector.adapters.broker import BrokerSource
 from inspector.adapters.files import address_from_data_folder, keys_from_file, lines_of
 from inspector.core.address import Address
 from inspector.core.numbers import many, span
-from inspector.core.pick import Pick
+from inspector.core.pick import Pick, check_glob
 from inspector.core.seen import Seen, decode, from_json, to_json
 from inspector.core.sequence import Mermaid, Sequence
 from inspector.core.source import Notice, Source
@@ -32,7 +33,7 @@ from inspector.core.text import Pieces, escape, paint
 from protocol.envelope import TrustedKeys
 from protocol.errors import MessageRefused
 from protocol.identity import check_device_id
-from protocol.topics import DEFAULT_PREFIX, Kind, Topics
+from protocol.topics import DEFAULT_PREFIX, Kind, Topics, check_prefix
 
 POLL_S: Final = 0.2  # how late `--for` may end, at most
 LEFT_OUT_TOLD_MAX: Final = 5  # lines of a recording: a file of another kind has thousands
@@ -69,6 +70,11 @@ def _broker_options(command: Callable[P, None]) -> Callable[P, None]:
                 type=click.Path(path_type=Path, dir_okay=False),
                 help="The cloud's public key (PEM), to verify assignments with.  [default: the one in --data]",
             ),
+            click.option(
+                "--ca",
+                type=click.Path(path_type=Path, dir_okay=False, exists=True),
+                help="PEM file of the authority that signed the broker's certificate, for mqtts://.",
+            ),
             click.option("--count", type=click.IntRange(min=1), help="End after this many messages."),
             click.option(
                 "--for",
@@ -100,6 +106,7 @@ def tail(
     data: Path,
     prefix: str | None,
     key: Path | None,
+    ca: Path | None,
     count: int | None,
     for_s: float | None,
     devices: tuple[str, ...],
@@ -107,8 +114,8 @@ def tail(
     as_json: bool,
 ) -> None:
     """Show messages as they cross the broker, decoded."""
-    address = _address(broker, data, prefix)
-    pick = Pick(devices, tuple(Kind(kind) for kind in kinds))
+    address = _address(broker, data, prefix, ca)
+    pick = Pick(tuple(map(check_glob, devices)), tuple(Kind(kind) for kind in kinds))
     view: _View = _JsonView() if as_json else _TailView(Tail(_zone(), _columns()))
     live = _Live(BrokerSource(address, pick.filters(address.prefix)), address, key, pick)
     _show(live.messages(for_s), view, count)
@@ -128,6 +135,7 @@ def seq(
     data: Path,
     prefix: str | None,
     key: Path | None,
+    ca: Path | None,
     count: int | None,
     for_s: float | None,
     recording: str | None,
@@ -147,11 +155,15 @@ def seq(
     else:
         view = _SequenceView(Sequence(device, _zone(), _columns() or 100))
     if recording is not None:
-        if key is not None or for_s is not None or broker is not None:
-            raise click.UsageError("--from reads a file: --broker, --key and --for have nothing to act on.")
+        source = click.get_current_context().get_parameter_source("broker")
+        asked = broker is not None and source is not ParameterSource.ENVIRONMENT
+        if asked or any(option is not None for option in (key, ca, for_s, prefix)):
+            raise click.UsageError(
+                "--from reads a file: --broker, --prefix, --key, --ca and --for have nothing to act on."
+            )
         _show(_recorded(recording, pick, device), view, count)
         return
-    address = _address(broker, data, prefix)
+    address = _address(broker, data, prefix, ca)
     live = _Live(BrokerSource(address, pick.filters(address.prefix)), address, key, pick)
     _show(live.messages(for_s), view, count)
 
@@ -296,13 +308,11 @@ def _keys(key: Path | None, address: Address) -> TrustedKeys | None:
     return TrustedKeys([address.key_pem]) if address.key_pem else None
 
 
-def _address(broker: str | None, data: Path, prefix: str | None) -> Address:
-    if broker is not None:
-        return Address.of_url(broker, prefix or DEFAULT_PREFIX)
-    address = address_from_data_folder(data)
-    if prefix is None:
-        return address
-    return replace(address, prefix=prefix)
+def _address(broker: str | None, data: Path, prefix: str | None, ca: Path | None) -> Address:
+    address = Address.of_url(broker) if broker is not None else address_from_data_folder(data)
+    if ca is not None:
+        address = replace(address, ca_file=str(ca))
+    return address if prefix is None else replace(address, prefix=check_prefix(prefix))
 
 
 def _print_pieces(lines: list[Pieces], colour: bool) -> None:

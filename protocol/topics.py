@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from protocol.errors import MessageRefused
+from protocol.errors import MessageRefused, OperatorError
 from protocol.identity import DEVICE_ID_PATTERN
 
 DEFAULT_PREFIX: Final = "lg/v1"
@@ -64,6 +64,23 @@ RULES: Final[Mapping[Kind, Rule]] = {
     ),
     Kind.SYNC: Rule(Direction.DOWN, "cloud", 0, "asks everyone to say hello within a window"),
 }
+
+
+_PREFIX: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9._-]+)*")
+
+
+def check_prefix(text: str) -> str:
+    """Return `text` when topics can begin with it: no wildcard, no empty level, nothing that an access list misreads.
+
+    Raises:
+        OperatorError: it is no such prefix.
+    """
+    if not _PREFIX.fullmatch(text):
+        raise OperatorError(
+            f"The topic prefix {text!r} is not usable: take levels of letters, digits and . _ -, "
+            f"as in {DEFAULT_PREFIX}."
+        )
+    return text
 
 
 @dataclass(frozen=True, slots=True)

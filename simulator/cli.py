@@ -26,7 +26,7 @@ from simulator.core.fleet import Member, failures, members
 from simulator.core.model import model_of, settings_of
 from simulator.core.play import Ending, Play
 from simulator.core.scenario import Scenario, read_scenario
-from simulator.live.cloud import CloudApi, OwnCloud, client_file
+from simulator.live.cloud import CloudApi, OwnCloud, client_file, end_like_ctrl_c
 from simulator.live.fleet import FleetOptions, LiveFleet
 from simulator.live.show import Display, table
 from simulator.live.stage import LiveStage
@@ -131,7 +131,13 @@ def run(
     )
     console = Console(stderr=as_json)
     _print_options(console, read, options)
-    ending = _virtual(read, options, console) if world == "virtual" else _live(read, options, console)
+    try:
+        ending = _virtual(read, options, console) if world == "virtual" else _live(read, options, console)
+    except LastgoodError:
+        raise
+    except Exception:
+        _say(console, f"Something broke. Repeat it with:  {options.command}")
+        raise
     return _conclude(console, read, options, ending)
 
 
@@ -212,6 +218,7 @@ def _cloud(scenario: Scenario, options: Options, console: Console) -> Iterator[C
         with contextlib.closing(CloudApi(url, token)) as api:
             yield api
         return
+    end_like_ctrl_c()
     with tempfile.TemporaryDirectory(prefix="lastgood-sim-") as folder:
         own = OwnCloud(Path(folder) / "cloud", options.broker, scenario.device.heartbeat_s)
         try:

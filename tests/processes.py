@@ -401,7 +401,7 @@ def _agent_toml(agent: Agent) -> str:
     return f"""state = "state"
 soak_s = {agent.soak_s}
 trial_starts = {agent.trial_starts}
-startup_s = 60
+startup_s = 120
 
 [properties]
 {properties}
@@ -418,4 +418,5 @@ kind = "http"
 name = "beacon"
 url = "http://127.0.0.1:{agent.port}/health"
 interval_s = 0.1
+timeout_s = 60
 """

@@ -21,7 +21,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from inspector.core.address import Address
 from inspector.core.seen import Arrival
 from inspector.core.source import Notice
-from protocol.errors import ServiceError
+from protocol.errors import OperatorError, ServiceError
 
 CONNECT_TIMEOUT_S: Final = 10.0  # from TCP to SUBACK, for each of the two protocol versions
 KEEPALIVE_S: Final = 30
@@ -105,6 +105,11 @@ class _Session:
         """Return None when it is subscribed, else why it is not."""
         try:
             self._client.connect(self._address.host, self._address.port, KEEPALIVE_S)
+        except ssl.SSLCertVerificationError as error:
+            return _Refusal(
+                f"{self._address} shows a certificate that is not trusted here ({error.verify_message}): "
+                "name the PEM file of the authority that signed it with --ca."
+            )
         except (OSError, ValueError) as error:
             return _Refusal(
                 f"No broker answers at {self._address} ({_why(error)}). Is it running? Start the cloud with "
@@ -137,7 +142,7 @@ class _Session:
         if self._address.user is not None:
             client.username_pw_set(self._address.user, self._address.password)
         if self._address.tls:
-            client.tls_set_context(ssl.create_default_context())
+            client.tls_set_context(_tls_context(self._address.ca_file))
         client.reconnect_delay_set(1, RECONNECT_S_MAX)
         client.on_connect = self._on_connect
         client.on_subscribe = self._on_subscribe
@@ -225,6 +230,13 @@ class _Session:
         except queue.Full:
             with self._lock:
                 self._missed += 1
+
+
+def _tls_context(ca_file: str | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:  # ssl.SSLError is one
+        raise OperatorError(f"--ca names {ca_file}, which holds no certificate in PEM form.") from error
 
 
 def _why(error: Exception) -> str:

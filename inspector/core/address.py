@@ -27,6 +27,9 @@ class Address:
     user: str | None = None
     password: str | None = field(default=None, repr=False)
     prefix: str = DEFAULT_PREFIX
+    ca_file: str | None = (
+        None  # of the authority that signed its certificate; None: one that the system knows
+    )
     key_pem: str | None = None  # of the cloud that runs this broker, to verify its assignments with
 
     @classmethod

@@ -3,16 +3,32 @@
 It is not the decoder. It keeps the rule that `keeps` alone decides: the filters only spare the broker work.
 """
 
+import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
 
 from inspector.core.seen import Seen
+from protocol.errors import OperatorError
 from protocol.topics import EVERYONE, RULES, Kind
 
 FILTERS_MAX: Final = 64  # beyond it one wide filter is cheaper for a broker than many narrow ones
 
 _WILD: Final = frozenset("*?[")
+_IN_GLOBS: Final = re.compile(r"[A-Za-z0-9._*?\[\]!-]+")
+
+
+def check_glob(text: str) -> str:
+    """Return `text` when it can match a device id.
+
+    Raises:
+        OperatorError: it holds a character that no device id has.
+    """
+    if not _IN_GLOBS.fullmatch(text):
+        raise OperatorError(
+            f"{text!r} matches no device: write an id, or a pattern of its characters with * ? [ ], such as 'pi-*'."
+        )
+    return text
 
 
 @dataclass(frozen=True, slots=True)

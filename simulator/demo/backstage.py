@@ -213,7 +213,7 @@ def _agent_toml(port: int, properties: dict[str, str], group: str) -> str:
     command = json.dumps([sys.executable, "{slot}/beacon.py", "--port", str(port)])
     return f"""state = "state"
 soak_s = 2
-startup_s = 60
+startup_s = 120
 
 [properties]
 {named}
@@ -230,4 +230,5 @@ kind = "http"
 name = "beacon"
 url = "http://127.0.0.1:{port}/health"
 interval_s = 0.5
+timeout_s = 30
 """

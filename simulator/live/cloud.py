@@ -148,6 +148,13 @@ def client_file(data: Path) -> tuple[str, str]:
         ) from error
 
 
+def end_like_ctrl_c() -> None:
+    """Let SIGTERM, and a terminal that goes away, end this process as Ctrl-C does: with everything that it started."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` asked for that
+            signal.signal(number, signal.default_int_handler)
+
+
 class OwnCloud:
     """A cloud in a process of its own, over a folder of its own; it ends with its `with` block."""
 

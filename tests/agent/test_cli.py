@@ -131,12 +131,17 @@ def test_status_tells_it_in_words(tmp_path: Path) -> None:
     broken = agent("status", "--state", state)
     assert broken.returncode == 0
     assert "cannot be read" in broken.stdout
+    (state / "agent.toml").write_text("slots = 3\n")
+    wrong = agent("slots", "--state", state)
+    assert wrong.returncode == 1
+    assert "'slots' is 3 in the configuration" in wrong.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (("status", "--state", "/nonexistent"), "There is no agent's state in /nonexistent"),
+        (("status", "--state", "/" + "x" * 300), "cannot be read (File name too long)"),
         (("run", "--state", "STATE"), "run the line that `lastgood device add` printed"),
         (("run", "--state", "STATE", "--join", "rubbish"), "copy the whole line"),
         (("run", "--state", "STATE", "--join", "JOIN", "--tag", "lab"), "--tag wants NAME=VALUE"),

@@ -68,7 +68,7 @@ class Agent:
         )
         fetcher = HttpFetcher()
         booted = self.state / "slots" / "current" / "version"
-        check = CommandCheck("up", ("cmp", "-s", str(data / "up"), str(booted)))
+        check = CommandCheck("up", ("cmp", "-s", str(data / "up"), str(booted)), 60)
         ports = Ports(
             slots=self.slots,
             fetcher=fetcher,

@@ -8,11 +8,17 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
 import paho.mqtt.client as paho
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from paho.mqtt.enums import CallbackAPIVersion
 
 from inspector.cli import LEFT_OUT_TOLD_MAX
@@ -159,6 +165,34 @@ def test_seq_follows_a_device_live(mosquitto: int, tmp_path: Path) -> None:
     assert any("╌▶│" in line for line in seq.lines())
 
 
+def test_a_recording_is_read_wherever_the_broker_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker in the environment is for the live commands: it is in nobody's way."""
+    monkeypatch.setenv("LASTGOOD_BROKER", "mqtt://127.0.0.1:1")
+    (tmp_path / "empty").touch()
+    assert run("seq", "d", "--from", str(tmp_path / "empty")).returncode == 0
+
+
+def test_a_certificate_of_an_authority_of_its_own(tmp_path: Path) -> None:
+    """Refused with the way on; with --ca the broker is read."""
+    program = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if program is None:
+        pytest.skip("mosquitto is not installed: run `apt-get install mosquitto`")
+    certificate = self_signed(tmp_path)
+    port = free_port()
+    config = tmp_path / "mosquitto.conf"
+    config.write_text(
+        f"listener {port} 127.0.0.1\nallow_anonymous true\n{'user root' if os.geteuid() == 0 else ''}\n"
+        f"certfile {certificate}\nkeyfile {tmp_path / 'key.pem'}\n"
+    )
+    broker = f"mqtts://127.0.0.1:{port}"
+    for _ in serve([program, "-c", str(config)], port):
+        refused = run("tail", "--broker", broker, "--for", "0.5")
+        assert refused.returncode == 1
+        assert "not trusted here (self-signed certificate): name the PEM file" in refused.stderr
+        read = run("tail", "--broker", broker, "--ca", str(certificate), "--for", "0.5")
+        assert (read.returncode, "0 messages" in read.stderr) == (0, True), read.stderr
+
+
 def test_a_reader_that_has_enough_is_no_error(tmp_path: Path) -> None:
     """`| head` closes the pipe: the end is quiet, without a traceback."""
     line = '{"time":"2026-01-01T00:00:00Z","topic":"t","kind":null,"device":null,"size":0,"payload":null,"errors":[]}'
@@ -196,6 +230,10 @@ def test_a_file_of_another_kind_is_told_in_a_few_lines(tmp_path: Path) -> None:
         ),
         (("tail", "--broker", "http://x"), 1, "write it as mqtt://host:port"),
         (("tail", "--kind", "song"), 2, "song"),
+        (("tail", "--broker", "mqtt://h", "--prefix", "lg/#"), 1, "The topic prefix 'lg/#' is not usable"),
+        (("tail", "--broker", "mqtt://h", "--device", "a/#"), 1, "'a/#' matches no device"),
+        (("tail", "--broker", "mqtts://h", "--ca", __file__), 1, "holds no certificate in PEM form"),
+        (("seq", "d", "--from", "x", "--prefix", "lg"), 2, "have nothing to act on"),
         (("seq", "a b", "--from", "x"), 1, "is not a device id"),
         (("seq", "d", "--from", "/nowhere"), 1, "cannot be read"),
         (("seq", "d", "--json", "--mermaid"), 2, "choose one"),
@@ -262,6 +300,31 @@ def publish(port: int, extra: tuple[bytes, ...] = ()) -> None:
     finally:
         client.disconnect()
         client.loop_stop()
+
+
+def self_signed(folder: Path) -> Path:
+    """Make a key and a certificate for loopback, and return the certificate's file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "lastgood test")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    encoded = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (folder / "key.pem").write_bytes(encoded)
+    (folder / "certificate.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    return folder / "certificate.pem"
 
 
 def run(*arguments: str) -> "subprocess.CompletedProcess[str]":

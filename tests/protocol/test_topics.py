@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.errors import MessageRefused
-from protocol.topics import EVERYONE, RULES, Direction, Kind, Topic, Topics
+from protocol.errors import MessageRefused, OperatorError
+from protocol.topics import EVERYONE, RULES, Direction, Kind, Topic, Topics, check_prefix
 
 DEVICES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True).filter(
     lambda text: text != EVERYONE
@@ -73,3 +73,18 @@ def test_the_filters_cover_every_kind_once() -> None:
     assert topics.read_by_device("d") == ("lg/v1/down/d/desired", "lg/v1/down/d/ack", "lg/v1/down/all/sync")
     assert set(RULES) == set(Kind)
     assert all(rule.publisher != "cloud" for rule in RULES.values() if rule.direction is Direction.UP)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["", "/", "a/", "/a", "a//b", "a/+", "a/#", "#", "$SYS", "a b", "a\nuser x", "%u"]
+)
+def test_prefixes_that_no_filter_and_no_list_could_hold_are_refused(prefix: str) -> None:
+    """A prefix with wildcards, empty levels or line ends is refused."""
+    with pytest.raises(OperatorError, match="prefix"):
+        check_prefix(prefix)
+
+
+@pytest.mark.parametrize("prefix", ["lg/v1", "lg", "a/b/c", "0.x_y-z"])
+def test_usable_prefixes_pass(prefix: str) -> None:
+    """And come back as they are."""
+    assert check_prefix(prefix) == prefix

@@ -1,6 +1,11 @@
 """`lastgood sim`: exit codes, what is printed, and a whole live run on its own cloud."""
 
 import json
+import re
+import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +13,7 @@ import pytest
 
 from lastgood import run
 from tests.simulator.scenarios import SMALL
+from tests.waiting import DEADLINE_S, until
 
 ROOT = Path(__file__).parents[2]
 ROLLBACK = ROOT / "configs" / "scenarios" / "rollback.toml"
@@ -103,3 +109,24 @@ def test_a_live_run_on_its_own_cloud_holds(capsys: pytest.CaptureFixture[str]) -
     assert code == 0, said
     assert "rollback: everything held." in said
     assert "50 connections" in said
+
+
+def test_sigterm_ends_its_own_cloud_too(tmp_path: Path) -> None:
+    """As Ctrl-C does: the run ends with 130, and nothing answers where its cloud was."""
+    out = tmp_path / "out"
+    words = ["sim", "run", str(ROLLBACK), "--own-cloud", "--broker", "embedded"]
+    with out.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lastgood", *words], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT
+        )
+    try:
+        found = until(
+            lambda: re.search(r"own cloud at http://127\.0\.0\.1:(\d+)", out.read_text()), "its cloud"
+        )
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(DEADLINE_S) == 130, out.read_text()
+    finally:
+        process.kill()
+        process.wait()
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", int(found[1]))) != 0

@@ -25,7 +25,6 @@ EVERYBODY = "all"
 """The level of `down/all/sync`: no device may have this name, or its orders would be everybody's."""
 
 _DEVICE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9._-]+)*")
 
 
 def may_publish(name: str, topic: str, prefix: str) -> bool:
@@ -67,15 +66,6 @@ def covers(allowed: str, topic_filter: str) -> bool:
 def is_service(name: str) -> bool:
     """Whether an account is one of the service's own, rather than a device's."""
     return name.startswith("_")
-
-
-def check_prefix(prefix: str) -> str:
-    """Return a topic prefix that is safe in every access list. Raises BrokerError."""
-    if not _PREFIX.fullmatch(prefix):
-        raise BrokerError(
-            f"topic prefix {prefix!r} is not usable: take levels of letters, digits and . _ - like lg/v1"
-        )
-    return prefix
 
 
 def check_names(names: Iterable[str]) -> None:

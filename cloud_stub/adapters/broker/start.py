@@ -14,7 +14,7 @@ from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
-from cloud_stub.adapters.broker.access import check_names, check_prefix
+from cloud_stub.adapters.broker.access import check_names
 from cloud_stub.adapters.broker.errors import BrokerError
 from cloud_stub.adapters.broker.external import ExternalBroker, external_broker
 from cloud_stub.adapters.broker.limits import Limits
@@ -28,6 +28,7 @@ from cloud_stub.adapters.broker.mosquitto import (
 from cloud_stub.adapters.broker.process import BrokerProcess, Plan
 from cloud_stub.adapters.broker.stale import end_stale, last_service_port
 from cloud_stub.adapters.durable import replace_file
+from protocol.topics import check_prefix
 
 HOST = "127.0.0.1"
 EMBEDDED_LIMIT = (

@@ -7,7 +7,6 @@ import pytest
 from cloud_stub.adapters.broker import CLOUD, INSPECT, BrokerError
 from cloud_stub.adapters.broker.access import (
     check_names,
-    check_prefix,
     covers,
     may_publish,
     may_subscribe,
@@ -170,12 +169,3 @@ def test_names_that_no_list_could_hold_are_refused(name: str) -> None:
 def test_good_names_pass() -> None:
     """Device ids and the two services pass."""
     check_names(["dev-1", "A", "0.x_y-z", "x" * 64, CLOUD, INSPECT])
-
-
-@pytest.mark.parametrize(
-    "prefix", ["", "/", "a/", "/a", "a//b", "a/+", "#", "$SYS", "a b", "a\nuser x", "%u"]
-)
-def test_prefixes_that_no_list_could_hold_are_refused(prefix: str) -> None:
-    """A prefix with wildcards, empty levels or line ends is refused."""
-    with pytest.raises(BrokerError, match="prefix"):
-        check_prefix(prefix)
