@@ -129,4 +129,5 @@ def test_sigterm_ends_its_own_cloud_too(tmp_path: Path) -> None:
         process.kill()
         process.wait()
     with socket.socket() as probe:
+        assert found is not None
         assert probe.connect_ex(("127.0.0.1", int(found[1]))) != 0
