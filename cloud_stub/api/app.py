@@ -1,7 +1,7 @@
 """The web application: API, repository and pages around one service, wired here and nowhere else.
 
 It holds no rules and opens no port (`cli/cloud.py` runs it). Every error becomes one sentence: the operator's 400, 404
-or 409, the caller's 401 or 403, ours 503.
+or 409, the caller's 401 or 403, ours 503, a bug of ours 500.
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -75,6 +75,8 @@ def create_app(
     app.add_exception_handler(LastgoodError, _refuse)
     app.add_exception_handler(RequestValidationError, _refuse_form)
     app.add_exception_handler(HTTPException, _refuse_http)
+    app.add_exception_handler(UnicodeEncodeError, _refuse_half_a_letter)
+    app.add_exception_handler(Exception, _own_up)
     app.add_middleware(_Guard)
     check_roles(app.routes)
     return app
@@ -114,6 +116,17 @@ def _refuse_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     said = "There is nothing at this address." if error.status_code == 404 else f"{error.detail}."
     return _answer(request, error.status_code, said, error.headers)
+
+
+def _refuse_half_a_letter(request: Request, _error: Exception) -> Response:
+    return _answer(
+        request, 400, "The request holds half of a surrogate pair, which is no text; send whole letters."
+    )
+
+
+def _own_up(request: Request, _error: Exception) -> Response:
+    """A bug of ours; the server logs it with its traceback."""
+    return _answer(request, 500, "The cloud broke on this request; its log says where. Please report it.")
 
 
 def _answer(request: Request, status: int, said: str, headers: Mapping[str, str] | None = None) -> Response:

@@ -37,7 +37,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Fi
 @pytest.mark.slow
 @pytest.mark.parametrize("point", KILLED_AT)
 def test_an_agent_killed_anywhere_comes_back(running: tuple[Path, Files], point: int, tmp_path: Path) -> None:
-    """Killed before a durable step and started again: the update succeeds, one application runs, two slots are whole."""
+    """Killed before a durable step, it is started again: the update succeeds, one application runs, slots are whole."""
     before, files = running
     state = tmp_path / "state"
     shutil.copytree(before, state, symlinks=True)

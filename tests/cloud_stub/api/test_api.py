@@ -185,6 +185,23 @@ def test_what_is_no_json_is_refused_in_one_sentence(admin: Caller) -> None:
         assert answer.json()["error"].endswith(".")
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("deployments/plan", rb'{"group": "north", "updates": ["\ud800"]}'),
+        ("deployments/plan", rb'{"group": "\ud800", "updates": ["a/b:1"]}'),
+        ("devices", rb'{"ids": ["\ud800"]}'),
+        ("updates/acme/app/1.0.0/withdraw", rb'{"why": "\ud800"}'),
+        ("deployments/plan", rb'{"\ud800": 1}'),
+    ],
+)
+def test_half_a_letter_is_refused(admin: Caller, path: str, body: bytes) -> None:
+    """JSON can write what no text holds; it is refused as the caller's mistake, in one sentence."""
+    answer = admin.post(f"{API}/{path}", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code in {400, 404}, answer.text
+    assert answer.json()["error"]
+
+
 def test_a_deployment_shows_numbers_and_whose_fault(admin: Caller, service: DirectService) -> None:
     """Failures of the update count in the sentence; those of the network are shown, and do not."""
     one = samples.imported(service, "1.0")
