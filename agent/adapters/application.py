@@ -164,7 +164,10 @@ class ProcessApplication:
 
 
 class SystemdUnit:
-    """The port `Application` for a systemd unit, whose own file names `ROOT/current`; systemd supervises it."""
+    """The port `Application` for a systemd unit, whose own file names `ROOT/current`.
+
+    A unit that systemd has restarted by itself counts as ended: the starts of a trial are ours to count and to bound.
+    """
 
     ends_with_agent = False
 
@@ -197,10 +200,16 @@ class SystemdUnit:
         if not self._wanted or time.monotonic() - self._asked < UNIT_POLL_S:
             return self._ended
         self._asked = time.monotonic()
+        show = ["systemctl", "show", "--property=ActiveState,NRestarts", "--", self._unit]
         with contextlib.suppress(OSError):
-            asked = commands.run(["systemctl", "is-active", "--", self._unit], timeout_s=SYSTEMCTL_TIMEOUT_S)
-            failed = asked.last_line in {"failed", "inactive"}
-            self._ended = f"The unit {self._unit} is {asked.last_line}." if failed else None
+            output = commands.run(show, timeout_s=SYSTEMCTL_TIMEOUT_S).output
+            told = dict(line.partition("=")[::2] for line in output.splitlines())
+            if (state := told.get("ActiveState")) in {"failed", "inactive"}:
+                self._ended = f"The unit {self._unit} is {state}."
+            elif (restarts := told.get("NRestarts", "0")) not in {"", "0"}:  # a start of ours sets it to 0
+                self._ended = f"The unit {self._unit} ended, and systemd restarted it (NRestarts={restarts})."
+            else:
+                self._ended = None
         return self._ended
 
     def _systemctl(self, verb: str) -> None:
