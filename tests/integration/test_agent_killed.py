@@ -23,7 +23,7 @@ from tests.waiting import until
 
 MORTAL = Path(__file__).with_name("mortal.py")
 AGENTS = 4  # at work beside each other; each has its own group and its own versions
-CUTS = 12  # of an update, in each direction
+CUTS = 8  # of an update, in each direction
 TRIES = 3  # for a point: a step that depends on when the cloud's word arrives may be left out once
 STARTS = 2  # of a trial: one is used up by the cut, and a version that crashes is given up sooner
 FIRST = "1.0.0"
