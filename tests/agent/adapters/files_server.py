@@ -48,6 +48,17 @@ REFUSALS: Mapping[str, tuple[int, dict[str, str]]] = {
 }
 
 
+def _spoilt(body: bytes, fault: str) -> bytes:
+    match fault:
+        case "changed":
+            return bytes([body[0] ^ 1]) + body[1:]
+        case "longer":
+            return body + b"!"
+        case "short_range":
+            return body[:1_000]
+    return body
+
+
 @contextmanager
 def serving() -> Iterator[Files]:
     """Serve on a free loopback port."""
@@ -76,17 +87,11 @@ def serving() -> Iterator[Files]:
             fits = self.headers.get("If-Range") in {None, files.etag}
             start = int(wanted[1]) if wanted and fits and fault != "no_range" else 0
             status, headers = (206 if start else 200), {"ETag": files.etag}
-            body = data[start:]
-            if fault == "changed":
-                body = bytes([body[0] ^ 1]) + body[1:]
-            elif fault == "longer":
-                body += b"!"
+            body = _spoilt(data[start:], fault)
             if start or fault == "part_unasked":
                 told = start + 1 if fault == "wrong_range" else start
                 headers["Content-Range"] = f"bytes {told}-{len(data) - 1}/{len(data)}"
                 status = 206
-            if fault == "short_range":
-                body = body[:1_000]
             cut = files.cut_at if fault in {"cut", "silent"} else None
             self.answer(status, body, headers, cut)
             if fault == "silent":
