@@ -26,7 +26,7 @@ from protocol.errors import DeviceError
 from protocol.outcomes import Reason
 
 STOP_S: Final = 10.0  # between the polite signal and the other one
-KILL_S: Final = 5.0  # for the kernel to end what was killed; more means it hangs in a device
+KILL_S: Final = 30.0  # for the kernel to end what was killed; more means it hangs in a device
 LOG_BYTES_MAX: Final = 1_048_576  # of the log and of the one before it, each
 TAIL_BYTES: Final = 4_096  # of the log that is looked at for the last line
 UNIT_POLL_S: Final = 5.0  # between two questions to systemd

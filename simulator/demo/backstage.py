@@ -22,10 +22,10 @@ from protocol.errors import LastgoodError
 from simulator.live.cloud import CloudApi, OwnCloud, without_addresses
 
 POLL_S: Final = 0.1  # between two looks at a fact
-START_S: Final = 30.0  # for the cloud to greet on a busy machine
+START_S: Final = 120.0  # for the cloud to greet on a busy machine
 HEARTBEAT_S: Final = 10.0  # short, so that a demo that lost a message mends it soon
-STOP_S: Final = 15.0  # for a process to end by itself
-COMMAND_S: Final = 60.0  # for one command of the operator
+STOP_S: Final = 60.0  # for a process to end by itself
+COMMAND_S: Final = 240.0  # for one command of the operator
 T = TypeVar("T")
 _CHECKOUT: Final = Path(__file__).resolve().parents[2]  # or where the distribution is installed
 

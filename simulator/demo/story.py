@@ -27,7 +27,7 @@ from simulator.demo.cast import (
 )
 from simulator.live.fleet import LiveFleet
 
-ROLLOUT_S: Final = 90.0  # deadline of every rollout: a slow machine is no failure, a stuck fleet is
+ROLLOUT_S: Final = 300.0  # deadline of every rollout: a slow machine is no failure, a stuck fleet is
 BEACONS: Final = "configs/demo"  # `Backstage` makes it reachable from the folder in which commands run
 JOIN: Final = "--join "
 

@@ -32,7 +32,7 @@ from simulator.live.connection import Connection, Hub, Login, address_of, source
 from simulator.live.fetch import Repository
 from simulator.ports import Timer
 
-START_S: Final = 10.0  # for the fleet's thread to come up
+START_S: Final = 60.0  # for the fleet's thread to come up
 CLOSE_S: Final = 30.0  # for all devices to say goodbye
 OTHER_FILES: Final = 200  # open files that are no device's connection
 GC_THRESHOLD: Final = 50_000  # objects: the collector's default walks a fleet's heap far too often
