@@ -83,7 +83,7 @@ def test_the_same_seed_makes_the_same_bytes_and_another_seed_others(
         capture_output=True,
         text=True,
         check=True,
-        timeout=280,
+        timeout=800,
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "12345"},
     )
     assert other.stdout == run.trace
