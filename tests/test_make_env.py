@@ -107,31 +107,17 @@ def _make_env(python: Path, checkout: Path, hide: tuple[str, ...] = ()) -> subpr
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-def _quickest(python: Path) -> tuple[str, ...]:
-    """What to hide so that the environment is made without a pip of its own, where a pip outside can serve it."""
-    return ("ensurepip",) if _has(python, "pip") else ()
-
-
 def _imports(checkout: Path, module: str) -> bool:
     return _has(checkout / ".venv" / "bin" / "python", module)
 
 
-def test_makes_the_environment_with_ensurepip(checkout: Path) -> None:
-    """The environment holds what the lock names and the project."""
-    python = next((each for each in _bare_pythons() if _has(each, "ensurepip")), None)
-    if python is None:
-        pytest.skip("no Python here has ensurepip, which this case is about: apt install python3-venv")
-    _makes_it(python, checkout, ())
-
-
-def test_makes_the_environment_without_ensurepip(python: Path, checkout: Path) -> None:
-    """As on Debian without python3-venv: the pip that there is installs into it."""
-    if not _has(python, "pip"):
+@pytest.mark.parametrize("hide", [(), ("ensurepip",)], ids=["as it is", "ensurepip hidden"])
+def test_makes_the_environment(python: Path, checkout: Path, hide: tuple[str, ...]) -> None:
+    """The environment holds what the lock names and the project, with ensurepip and without it."""
+    if not hide and not _has(python, "ensurepip"):
+        pytest.skip(f"{python} has no ensurepip, which this case is about")
+    if hide and not _has(python, "pip"):
         pytest.skip(f"{python} has no pip, which takes over when ensurepip is hidden")
-    _makes_it(python, checkout, ("ensurepip",))
-
-
-def _makes_it(python: Path, checkout: Path, hide: tuple[str, ...]) -> None:
     ran = _make_env(python, checkout, hide)
     assert ran.returncode == 0, ran.stderr
     assert _imports(checkout, "locked_in")
@@ -150,33 +136,31 @@ def test_without_ensurepip_and_pip_one_line_says_what_to_install(python: Path, c
 def test_is_instant_when_nothing_changed_and_starts_anew_when_the_lock_did(checkout: Path) -> None:
     """A second run touches nothing; a change of the project installs it alone; a change of the lock clears."""
     python = next(_bare_pythons())
-    quick = _quickest(python)
     env = checkout / ".venv"
-    assert _make_env(python, checkout, quick).returncode == 0
+    assert _make_env(python, checkout).returncode == 0
     stray = env / "stray"
     stray.touch()
     stamp = (env / STAMP).stat().st_mtime_ns
-    again = _make_env(python, checkout, quick)
+    again = _make_env(python, checkout)
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
     assert (env / STAMP).stat().st_mtime_ns == stamp
 
     with (checkout / "pyproject.toml").open("a") as project:
         project.write("# changed\n")
-    assert _make_env(python, checkout, quick).returncode == 0
+    assert _make_env(python, checkout).returncode == 0
     assert (env / STAMP).stat().st_mtime_ns != stamp
     assert stray.exists()
 
     with (checkout / "requirements.lock").open("a") as lock:
         lock.write("# changed\n")
-    assert _make_env(python, checkout, quick).returncode == 0
+    assert _make_env(python, checkout).returncode == 0
     assert not stray.exists()
 
 
 def test_refuses_what_has_another_hash(checkout: Path) -> None:
     """A file whose bytes are not those of the lock is not installed, and the environment stays unfinished."""
     _lock(checkout, "0" * 64)
-    python = next(_bare_pythons())
-    ran = _make_env(python, checkout, _quickest(python))
+    ran = _make_env(next(_bare_pythons()), checkout)
     assert ran.returncode == 1
     assert ran.stderr.rstrip().endswith(
         "make_env: pip could not install the lock; its own words stand above."

@@ -30,9 +30,7 @@ def replace_file(path: Path, data: bytes, *, mode: int = FILE_MODE) -> None:
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
         os.fchmod(descriptor, mode)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(descriptor, view) :]
+        _write(descriptor, data)
         os.fsync(descriptor)
     except OSError:
         with contextlib.suppress(OSError):
@@ -53,7 +51,11 @@ def write_all(descriptor: int, piece: bytes) -> None:
     disk = os.fstatvfs(descriptor)
     if disk.f_bavail * disk.f_frsize < len(piece) + RESERVE_BYTES:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    view = memoryview(piece)
+    _write(descriptor, piece)
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
 

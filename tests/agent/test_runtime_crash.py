@@ -16,7 +16,7 @@ from tests.agent.test_runtime import Agent, an_app, at_work, lives
 from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
-KILLED_AT = (1, 4, 7, 10, 13)  # renames: each durable step of record and slots is one
+KILLED_AT = (1, 2, 4, 5, 7, 8, 10, 11, 13, 14)  # renames: each durable step of record and slots is one
 
 
 @pytest.fixture(scope="module")
