@@ -15,11 +15,12 @@ import socket
 import subprocess
 import sys
 import tarfile
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import httpx
 
@@ -27,6 +28,7 @@ from agent.adapters.application import ProcessApplication, ProcessSettings
 from agent.adapters.directory_slots import DirectorySlots
 from agent.adapters.records import RecordFile
 from agent.core.model import Record, SlotTable
+from tests.forked import Forked
 from tests.waiting import until
 
 ROOT: Final = Path(__file__).resolve().parents[1]
@@ -109,15 +111,10 @@ def archive(files: Mapping[str, bytes]) -> bytes:
 
 def run_lastgood(*words: str) -> subprocess.CompletedProcess[str]:
     """Run one command to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "lastgood", *words],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        process = Forked(("-m", "lastgood", *words), cwd=ROOT, env=environment(), out=out, err=err)
+        return subprocess.CompletedProcess(words, process.wait(280), out.read_text(), err.read_text())
 
 
 def environment() -> dict[str, str]:
@@ -132,7 +129,7 @@ class Cloud:
         self.data = data
         self.engine = engine
         self.http: httpx.Client | None = None
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Forked | None = None
         self._heartbeat_s = heartbeat_s
 
     def __enter__(self) -> "Cloud":
@@ -249,7 +246,7 @@ class Cloud:
     def _log(self) -> Path:
         return self.data.with_name(f"{self.data.name}.log")
 
-    def _running(self) -> subprocess.Popen[bytes]:
+    def _running(self) -> Forked:
         assert self.process is not None, "the cloud is not running"
         return self.process
 
@@ -286,7 +283,7 @@ class Agent:
     trial_starts: int = 3
     command: Sequence[str] = ("-m", "lastgood")  # how Python is asked to be the agent
     port: int = field(default_factory=free_port)
-    process: subprocess.Popen[bytes] | None = None
+    process: Forked | None = None
 
     def __enter__(self) -> "Agent":
         self.start()
@@ -365,7 +362,7 @@ class Agent:
         """Return the agent's record as it lies on the disk."""
         return RecordFile(self.state / "record.json").load()
 
-    def _running(self) -> subprocess.Popen[bytes]:
+    def _running(self) -> Forked:
         assert self.process is not None, "the agent is not running"
         return self.process
 
@@ -379,20 +376,8 @@ def is_there(pid: int) -> bool:
     return text.rpartition(")")[2].split()[0] not in {"Z", "X"}
 
 
-def _spawn(
-    log: Path, words: Sequence[str], command: Sequence[str] = ("-m", "lastgood")
-) -> subprocess.Popen[bytes]:
-    out: IO[bytes]
-    with log.open("ab") as out:
-        return subprocess.Popen(
-            [sys.executable, *command, *words],
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=out,
-            cwd=log.parent,
-            env=environment(),
-            start_new_session=True,
-        )
+def _spawn(log: Path, words: Sequence[str], command: Sequence[str] = ("-m", "lastgood")) -> Forked:
+    return Forked([*command, *words], cwd=log.parent, env=environment(), out=log, err=log)
 
 
 def _agent_toml(agent: Agent) -> str:

@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-DEADLINE_S: Final = 90.0  # generous: it is only ever reached by a failure, and machines are noisy
-LOOK_EVERY_S: Final = 0.02
+DEADLINE_S: Final = 180.0  # generous: it is only ever reached by a failure, and machines are noisy
+LOOK_FIRST_S: Final = 0.02  # to the second look; every pause is longer than the one before it
+LOOK_LAST_S: Final = 0.3  # what is waited for needs the processor, and a look may cost as much as the work
+LOOKS_LEAST: Final = 50  # a machine that stood still meanwhile has given nobody a chance
 
 Found = TypeVar("Found")
 
@@ -19,9 +21,11 @@ def until(condition: Callable[[], Found], what: str, deadline_s: float = DEADLIN
     Raises:
         AssertionError: the deadline passed; the message says `what` was waited for, and what was seen last.
     """
-    ends = time.monotonic() + deadline_s
+    ends, looks, pause_s = time.monotonic() + deadline_s, 0, LOOK_FIRST_S
     while not (seen := condition()):
-        if time.monotonic() > ends:
+        looks += 1
+        if time.monotonic() > ends and looks > LOOKS_LEAST:
             raise AssertionError(f"waited {deadline_s} s for {what}; last seen: {seen!r}")
-        time.sleep(LOOK_EVERY_S)
+        time.sleep(pause_s)
+        pause_s = min(LOOK_LAST_S, pause_s * 1.2)
     return seen

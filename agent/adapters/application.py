@@ -306,12 +306,15 @@ def _members(session: int) -> list[int]:
 
 
 def _end_session(session: int, patience_s: float, number: signal.Signals) -> bool:
-    """Send the signal to all processes of the session, and return whether all are gone in time."""
+    """Send the signal to each process of the session, the newborn too, and return whether all are gone in time."""
     deadline = time.monotonic() + patience_s
-    for pid in _members(session):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, number)
-    while _members(session):
+    told: set[int] = set()
+    while members := _members(session):
+        for pid in members:
+            if pid not in told:
+                told.add(pid)
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, number)
         if time.monotonic() > deadline:
             return False
         time.sleep(_POLL_S)

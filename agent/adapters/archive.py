@@ -69,7 +69,6 @@ class _Unpacking:
         self._inside = inside
         self._members_max = members_max
         self._bytes_left = bytes_max
-        self._stop = stop
         self._symlinks: dict[Parts, str] = {}
         self._hard_links: list[tuple[Parts, Parts]] = []
         self._folder_modes: dict[Parts, int] = {}
@@ -80,8 +79,6 @@ class _Unpacking:
         with tarfile.open(fileobj=stream, mode="r:", encoding="utf-8", errors="surrogateescape") as archive:
             count = 0
             while (member := archive.next()) is not None:
-                if self._stop():
-                    raise Stopped
                 count += 1
                 if count > self._members_max:
                     raise Outside(f"it has more than {self._members_max} members, the most that is unpacked")
@@ -128,8 +125,6 @@ class _Unpacking:
         with contextlib.closing(source), open(descriptor, "wb", buffering=0) as file:
             left = member.size
             while left:
-                if self._stop():
-                    raise Stopped
                 piece = source.read(min(left, CHUNK_BYTES))
                 if not piece:
                     raise Outside(f"it is cut short within {member.name!r}")
@@ -143,7 +138,7 @@ class _Unpacking:
 class _Forward:
     """A stream that tarfile can only read onwards, with a cap on all bytes and on what is read at once.
 
-    It hears `stop` too: between two members tarfile may read headers without end.
+    It hears `stop`, at each read: within a member, and between two, where tarfile may read headers without end.
     """
 
     def __init__(self, plain: IO[bytes], bytes_max: int, stop: Stop) -> None:

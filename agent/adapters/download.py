@@ -42,9 +42,6 @@ from protocol.manifest import Manifest, ManifestFile
 from protocol.messages import Assignment
 from protocol.outcomes import Reason
 
-PIECE_BYTES: Final = (
-    8_388_608  # between two durable points: what a power loss may cost, against one fsync each
-)
 SMALL_TIMEOUT_S: Final = 60.0  # for a whole manifest, from a server that sends byte by byte
 REDIRECTS_MAX: Final = 3  # to a mirror or CDN
 PATIENCE_S: Final = 120.0  # the longest Retry-After that is waited for here; beyond it the core backs off
@@ -193,12 +190,11 @@ def check_space(manifest: Manifest, folder: Path, *, slot: Path | None = None) -
         for name in (file.sha256, f"{file.sha256}.part")
     )
     arrives = manifest.bytes_total - min(here, manifest.bytes_total)
-    if slot is None:
-        _demand(folder, arrives)
-    elif slot.stat().st_dev == folder.stat().st_dev:
+    if slot is not None and slot.stat().st_dev == folder.stat().st_dev:
         _demand(folder, arrives + manifest.bytes_total, reclaimed_bytes=tree.size_bytes(slot))
-    else:
-        _demand(folder, arrives)
+        return
+    _demand(folder, arrives)
+    if slot is not None:
         _demand(slot, manifest.bytes_total, reclaimed_bytes=tree.size_bytes(slot))
 
 

@@ -21,7 +21,7 @@ from typing import IO, Final, TypeVar
 from protocol.errors import LastgoodError
 from simulator.live.cloud import CloudApi, OwnCloud, without_addresses
 
-POLL_S: Final = 0.1  # between two looks at a fact
+POLL_S: Final = 0.25  # between two looks at a fact
 START_S: Final = 120.0  # for the cloud to greet on a busy machine
 HEARTBEAT_S: Final = 10.0  # short, so that a demo that lost a message mends it soon
 STOP_S: Final = 60.0  # for a process to end by itself

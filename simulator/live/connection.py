@@ -126,6 +126,7 @@ class Connection:
         "_granted",
         "_hub",
         "_kinds",
+        "_last_word",
         "_login",
         "_mid",
         "_nonce",
@@ -169,6 +170,7 @@ class Connection:
         self._wanted_by: float | None = None  # when the handshake must be over, on the loop's clock
         self._timer: asyncio.TimerHandle | None = None
         self._closed: asyncio.Event | None = None
+        self._last_word: int | None = None  # the number of the message that says that we go
 
     @property
     def is_up(self) -> bool:
@@ -182,14 +184,21 @@ class Connection:
 
     def publish(self, kind: Kind, payload: bytes) -> None:
         """Send a message if there is a connection; without one it is dropped."""
-        if self._client is not None and self._granted:
-            topic, qos = self._up_topics[kind]
-            self._hub.messages_out += 1
-            self._hub.payload_bytes += len(payload)
-            self._client.publish(topic, payload, qos)
+        self._send(kind, payload)
+
+    def _send(self, kind: Kind, payload: bytes) -> int | None:
+        if self._client is None or not self._granted:
+            return None
+        topic, qos = self._up_topics[kind]
+        self._hub.messages_out += 1
+        self._hub.payload_bytes += len(payload)
+        return self._client.publish(topic, payload, qos).mid
 
     async def close(self) -> None:
-        """Say that we go, send DISCONNECT, and wait until the broker has it: its will is then not sent."""
+        """Say that we go, send DISCONNECT when the broker has heard it, and wait for the end: no will is then sent.
+
+        An acknowledgement that meets a closed socket would end the connection as a loss does, and fire the will.
+        """
         self._closed = asyncio.Event()
         self._leave_scouting()
         if self._timer is not None:
@@ -199,9 +208,10 @@ class Connection:
         if client is None:
             self._closed.set()
         else:
-            if self._granted:
-                self.publish(Kind.GONE, write(Gone(device=self._login.device, connection=self._nonce)))
-            client.disconnect()
+            gone = Gone(device=self._login.device, connection=self._nonce)
+            self._last_word = self._send(Kind.GONE, write(gone))
+            if self._last_word is None:
+                client.disconnect()
         await self._closed.wait()
         self._hub.wheel.remove(self)
 
@@ -295,6 +305,7 @@ class Connection:
         client.on_connect = self._on_connect
         client.on_subscribe = self._on_subscribe
         client.on_message = self._on_message
+        client.on_publish = self._on_publish
         client.on_disconnect = self._on_disconnect
         self._client = client
         self._wanted_by = self._hub.loop.time() + HANDSHAKE_S
@@ -375,6 +386,10 @@ class Connection:
         self._wanted_by = None
         self._hub.connects += 1
         self.on_up(self._nonce)
+
+    def _on_publish(self, client: paho.Client, _: Any, mid: int, *_more: Any) -> None:
+        if mid == self._last_word:
+            client.disconnect()
 
     def _on_message(self, _client: paho.Client, _: Any, message: paho.MQTTMessage) -> None:
         kind = self._kinds.get(message.topic)

@@ -16,6 +16,7 @@ from agent.adapters.directory_slots import DirectorySlots
 from protocol.join import Join, encode_join
 from tests.agent.adapters.updates import an_update
 from tests.agent.builders import DIRECTOR
+from tests.processes import run_lastgood
 from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,8 +27,7 @@ RESIDENT_BYTES_MAX = 60_000_000
 
 def agent(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run `lastgood agent` to its end."""
-    command = [*LASTGOOD, "agent", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    return run_lastgood("agent", *map(str, arguments))
 
 
 def joining(device: str = "pi-1") -> str:

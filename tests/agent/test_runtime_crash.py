@@ -13,6 +13,7 @@ import pytest
 from agent.adapters.directory_slots import DirectorySlots
 from tests.agent.adapters.files_server import Files, serving
 from tests.agent.test_runtime import Agent, an_app, at_work, lives
+from tests.forked import Forked
 from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,8 +46,8 @@ def test_an_agent_killed_anywhere_comes_back(running: tuple[Path, Files], point:
     _comes_back(state, files.url, point)
 
 
-def _command(state: Path, url: str) -> list[str]:
-    return [sys.executable, "-m", "tests.agent.agent_process", str(state), url]
+def _words(state: Path, url: str) -> list[str]:
+    return ["-m", "tests.agent.agent_process", str(state), url]
 
 
 def _outcomes(state: Path) -> str:
@@ -61,7 +62,7 @@ def _killed(state: Path, url: str, point: int) -> bool:
     strace = ["strace", "-f", "-qq", "-o", "/dev/null", *inject]
     # Python renames what it compiles, and a kill counts renames: none of those is a durable step of ours.
     variables = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [*strace, *_command(state, url)]
+    command = [*strace, sys.executable, *_words(state, url)]
     with subprocess.Popen(command, cwd=ROOT, env=variables, stderr=subprocess.DEVNULL) as process:
         agent = until(lambda: _pid(state), "the agent's process id")
         until(lambda: not lives(agent) or "20 succeeded" in _outcomes(state), f"the kill at {point}")
@@ -81,19 +82,20 @@ def _pid(state: Path) -> int:
 def _comes_back(state: Path, url: str, point: int) -> None:
     orphans = _applications(state)
     (state.parent / "hellos").unlink(missing_ok=True)
-    with subprocess.Popen(_command(state, url), cwd=ROOT, stderr=subprocess.PIPE) as process:
-        try:
-            until((state.parent / "hellos").exists, f"a hello after the kill at {point}")
-            until(lambda: "20 succeeded" in _outcomes(state), f"the success after the kill at {point}")
-            table = DirectorySlots(state / "slots").probe()
-            assert (table.running.update, str(table.running.holds)) == ("contoso/app:2.0.0", "good"), point
-            assert table.booted == table.last_known_good
-            assert all(DirectorySlots(state / "slots").rehash(slot) for slot in ("A", "B"))
-            until(lambda: (state / "data" / "up").read_text() == "2.0.0", "version 2")
-            until(lambda: len(_applications(state)) == 1, f"one application after {point}; before: {orphans}")
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(90)
+    log = state.parent / "log"
+    process = Forked(_words(state, url), cwd=ROOT, env=os.environ, out=log, err=log)
+    try:
+        until((state.parent / "hellos").exists, f"a hello after the kill at {point}")
+        until(lambda: "20 succeeded" in _outcomes(state), f"the success after the kill at {point}")
+        table = DirectorySlots(state / "slots").probe()
+        assert (table.running.update, str(table.running.holds)) == ("contoso/app:2.0.0", "good"), point
+        assert table.booted == table.last_known_good
+        assert all(DirectorySlots(state / "slots").rehash(slot) for slot in ("A", "B"))
+        until(lambda: (state / "data" / "up").read_text() == "2.0.0", "version 2")
+        until(lambda: len(_applications(state)) == 1, f"one application after {point}; before: {orphans}")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(90)
     until(lambda: not _applications(state), "the end of the application")
 
 

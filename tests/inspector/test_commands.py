@@ -24,7 +24,9 @@ from paho.mqtt.enums import CallbackAPIVersion
 from inspector.cli import LEFT_OUT_TOLD_MAX
 from inspector.core.address import Address
 from protocol.errors import OperatorError
+from tests.forked import Forked
 from tests.inspector.conversation import DEVICE, KEY, OTHER_KEY, conversation
+from tests.processes import run_lastgood
 from tests.waiting import until
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -60,8 +62,10 @@ class Running:
 
     def __init__(self, folder: Path, *arguments: str) -> None:
         self.out, self.err = folder / "out", folder / "err"
-        with self.out.open("wb") as out, self.err.open("wb") as err:
-            self.process = subprocess.Popen([*LASTGOOD, *arguments], cwd=ROOT, stdout=out, stderr=err)
+        for path in (self.out, self.err):
+            path.write_bytes(b"")
+        words = ("-m", "lastgood", "mqtt", *arguments)
+        self.process = Forked(words, cwd=ROOT, env=os.environ, out=self.out, err=self.err)
         try:
             until(lambda: b"listening to" in self.err.read_bytes(), "the inspector to listen")
         except BaseException:
@@ -328,10 +332,8 @@ def self_signed(folder: Path) -> Path:
 
 
 def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run `lastgood mqtt` to its end."""
-    return subprocess.run(
-        [*LASTGOOD, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=WAIT_S, check=False
-    )
+    """Run a command of the inspector to its end."""
+    return run_lastgood("mqtt", *arguments)
 
 
 def serve(command: list[str], port: int) -> Iterator[int]:

@@ -102,6 +102,27 @@ def test_one_that_does_not_listen_is_killed(slot: Path) -> None:
     assert not lives(child)
 
 
+def test_who_is_born_while_it_ends_is_asked_to_end_too(slot: Path) -> None:
+    """A process that the application starts when it is told to end hears the polite signal as well."""
+    text = (
+        "import os, signal, sys; from pathlib import Path; os.chdir(os.environ['LASTGOOD_DATA'])\n"
+        "def gently(*_): Path('child').write_text('gently'); os._exit(0)\n"
+        "def end(*_):\n"
+        "    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # the child must not miss it\n"
+        "    if os.fork(): os._exit(0)\n"
+        "    signal.signal(signal.SIGTERM, gently)\n"
+        "    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})\n"
+        "    while True: signal.pause()\n"
+        "signal.signal(signal.SIGTERM, end); Path('pid').write_text(str(os.getpid()))\n"
+        "while True: signal.pause()"
+    )
+    application = ProcessApplication(settings(slot, (sys.executable, "-c", text), stop_s=120))
+    application.start(slot)
+    pid_of(slot)
+    application.stop()
+    assert (slot.parent / "data" / "child").read_text() == "gently"
+
+
 def test_an_orphan_is_found_and_ended(slot: Path) -> None:
     """What an agent left behind when it was killed is ended before anything else is started."""
     script = (

@@ -15,6 +15,7 @@ from agent.ports import Stopped, WorkFailed
 from protocol.errors import DeviceError, OperatorError
 from protocol.outcomes import Reason
 from tests.agent.adapters.disks import file_size_limit
+from tests.agent.adapters.flushes import watched
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -64,6 +65,7 @@ def test_the_order_is_write_sync_rename_sync(tmp_path: Path) -> None:
             [
                 "strace",
                 "-f",
+                "--seccomp-bpf",
                 "-y",
                 "-o",
                 str(trace),
@@ -89,6 +91,43 @@ def test_the_order_is_write_sync_rename_sync(tmp_path: Path) -> None:
     assert ".state.new" in lines[0]
     assert lines[2].rstrip().endswith(f"<{tmp_path}>) = 0")
     assert lines[5].rstrip().endswith(f"<{tmp_path}>) = 0")
+
+
+@pytest.mark.parametrize(
+    ("script", "promises"),
+    [
+        ("from tests.agent.adapters.slot_crashes import live; live(root.parent)", 15),
+        ("from tests.agent.adapters.flushes import downloads; downloads(root)", 3),
+    ],
+)
+def test_nothing_is_promised_before_it_is_on_the_disk(tmp_path: Path, script: str, promises: int) -> None:
+    """Whenever a table, link, note or finished file gets its name, what it stands for survives a power cut."""
+    root = tmp_path / "slots"
+    root.mkdir()
+    disk = watched(f"import sys; from pathlib import Path; root = Path(sys.argv[1]); {script}", root)
+    assert disk.faults == []
+    assert disk.promises >= promises
+
+
+@pytest.mark.parametrize(
+    ("broken", "lost"),
+    [
+        ("durable.sync_file_system = lambda path: None", "slots.json while"),
+        ("durable.sync_folder = lambda path: None", "slots are not durable in the end"),
+        ("os.fsync = lambda number: None", "is not durable"),
+        ("os.fdatasync = lambda number: None", ".json while"),
+    ],
+)
+def test_a_flush_left_out_is_seen(tmp_path: Path, broken: str, lost: str) -> None:
+    """The look itself: each flush matters, and without it something would be promised too early."""
+    root = tmp_path / "slots"
+    root.mkdir()
+    script = (
+        "import os, sys; from pathlib import Path; from agent.adapters import durable;"
+        f"from tests.agent.adapters import flushes, slot_crashes; {broken}; root = Path(sys.argv[1]);"
+        "slot_crashes.live(root.parent); flushes.downloads(root)"
+    )
+    assert any(lost in sentence for sentence in watched(script, root).faults)
 
 
 def test_folders_are_made_and_told_apart_from_files(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
@@ -15,7 +14,7 @@ from cloud_stub.api.access import Role
 from cloud_stub.core.commands import CreateDeployment
 from cloud_stub.core.rows import AssignmentState
 from protocol.outcomes import Party, Reason
-from tests.browser import browser, complaints
+from tests.browser import browser, complaints, window
 from tests.cloud_stub.api import samples
 from tests.cloud_stub.api.conftest import Caller, client_of
 from tests.cloud_stub.api.fakes import DirectService
@@ -25,6 +24,13 @@ from tests.waiting import until
 PATHS = ("/", "/devices?group=north", "/devices/north-001", "/updates", "/updates/acme/pump/2.0", "/deployments",
          "/deployments/d1", "/deployments/d1/devices", "/deployments/new",
          "/deployments/plan?group=north&update=acme/pump:2.0&rollback_to=acme/pump:1.0", "/audit")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    """Have one browser for all pages: it takes longer to start than they do."""
+    with browser(tmp_path_factory.mktemp("chromium")) as started:
+        yield started
 
 
 @pytest.fixture
@@ -49,9 +55,9 @@ def at(service: DirectService, ids: list[str]) -> Iterator[Served]:
 
 
 @pytest.mark.browser
-def test_every_page_is_read_in_a_browser_without_complaints(at: Served, tmp_path: Path) -> None:
+def test_every_page_is_read_in_a_browser_without_complaints(at: Served, chromium: Chrome) -> None:
     """Signed in by the printed address; no script error, nothing refused or missing, nothing wider than a phone."""
-    with browser(tmp_path, width=500) as opened:
+    with window(chromium, width=500) as opened:
         opened.get(at.login())
         until(lambda: opened.current_url == f"{at.url}/", "the overview")
         for path in PATHS:
@@ -65,10 +71,10 @@ def test_every_page_is_read_in_a_browser_without_complaints(at: Served, tmp_path
 
 @pytest.mark.browser
 def test_a_deployment_is_followed_live(
-    at: Served, service: DirectService, ids: list[str], tmp_path: Path
+    at: Served, service: DirectService, ids: list[str], chromium: Chrome
 ) -> None:
     """The page's sentences and bar follow the rows, without being loaded again and without losing an open part."""
-    with browser(tmp_path) as opened:
+    with window(chromium) as opened:
         opened.get(at.login())
         opened.get(f"{at.url}/deployments/d1")
         until(lambda: "4 of 60 failed (6.7 %); goes back at 6." in _text(opened), "the policy's sentence")
@@ -88,9 +94,9 @@ def test_a_deployment_is_followed_live(
 
 
 @pytest.mark.browser
-def test_a_deployment_is_created_from_its_plan(at: Served, service: DirectService, tmp_path: Path) -> None:
+def test_a_deployment_is_created_from_its_plan(at: Served, service: DirectService, chromium: Chrome) -> None:
     """Form, plan, one confirm: what is created is what was shown, with the policy that the form said."""
-    with browser(tmp_path) as opened:
+    with window(chromium) as opened:
         opened.get(at.login())
         opened.get(f"{at.url}/deployments/new")
         Select(opened.find_element(By.NAME, "update")).select_by_value(samples.TWO)
@@ -111,9 +117,9 @@ def test_a_deployment_is_created_from_its_plan(at: Served, service: DirectServic
 
 
 @pytest.mark.browser
-def test_pages_are_read_without_scripts_and_in_the_dark(at: Served, tmp_path: Path) -> None:
+def test_pages_are_read_without_scripts_and_in_the_dark(at: Served, chromium: Chrome) -> None:
     """Numbers, slots and forms are the server's own HTML; the dark colours are the reader's choice."""
-    with browser(tmp_path / "dark", scripts=False, dark=True) as opened:
+    with window(chromium, scripts=False, dark=True) as opened:
         opened.get(f"{at.url}/login")
         opened.find_element(By.NAME, "token").send_keys(TOKENS[Role.VIEWER])
         opened.find_element(By.CSS_SELECTOR, "button.primary").click()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cloud_stub.adapters.broker import CLOUD, BrokerError, start_broker
+from cloud_stub.adapters.broker import CLOUD, BrokerError, start, start_broker
 from cloud_stub.adapters.broker.process import BrokerProcess
 from cloud_stub.adapters.broker.start import free_port
 from cloud_stub.ports import Broker
@@ -188,17 +188,14 @@ def test_old_mosquitto_is_refused(tmp_path: Path) -> None:
         start_broker("mosquitto", tmp_path / "b", accounts={}, say=print, mosquitto=old)
 
 
-def test_auto_takes_mosquitto(tmp_path: Path) -> None:
+def test_auto_takes_mosquitto(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With mosquitto installed "auto" runs it, and says nothing."""
     if not has_mosquitto():
         pytest.skip(MOSQUITTO_MISSING)
+    monkeypatch.setattr(start, "MOSQUITTO_START_S", 60.0)  # how fast this machine is, is not what is tested
     said: list[str] = []
     broker = start_broker("auto", tmp_path, accounts={}, say=said.append)
     broker.stop()
-    if any("within 3 s" in line for line in said):
-        pytest.skip(
-            "mosquitto does not start within 3 s on so busy a machine, so that auto rightly took the other"
-        )
     assert broker.engine.startswith("mosquitto 2.")
     assert said == []
 
