@@ -3,8 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 TESTS ?= tests
-# A test waits for processes, brokers and disks for half of its time.
-WORKERS ?= $(shell expr 2 '*' $$(nproc))
+WORKERS ?= auto
 PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 # The tests start hundreds of processes: without compiled files each of them would compile the project anew.

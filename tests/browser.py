@@ -63,15 +63,15 @@ def _start(chromium: str, driver: str, profiles: Path) -> Chrome:
 
 
 @contextmanager
-def window(
+def tab(
     started: Chrome, *, dark: bool = False, scripts: bool = True, width: int = WINDOW[0]
 ) -> Iterator[Chrome]:
-    """Open a window of a running browser that nobody is signed in with, and close it.
+    """Open a page of a running browser that nobody is signed in with, and close it.
 
     `scripts=False` switches JavaScript off, since pages have to be readable without.
     """
     home = started.current_window_handle
-    started.switch_to.new_window("window")
+    started.switch_to.new_window("tab")
     try:
         started.delete_all_cookies()
         started.set_window_size(width, WINDOW[1])

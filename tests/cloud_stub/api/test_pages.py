@@ -14,7 +14,7 @@ from cloud_stub.api.access import Role
 from cloud_stub.core.commands import CreateDeployment
 from cloud_stub.core.rows import AssignmentState
 from protocol.outcomes import Party, Reason
-from tests.browser import browser, complaints, window
+from tests.browser import browser, complaints, tab
 from tests.cloud_stub.api import samples
 from tests.cloud_stub.api.conftest import Caller, client_of
 from tests.cloud_stub.api.fakes import DirectService
@@ -57,7 +57,7 @@ def at(service: DirectService, ids: list[str]) -> Iterator[Served]:
 @pytest.mark.browser
 def test_every_page_is_read_in_a_browser_without_complaints(at: Served, chromium: Chrome) -> None:
     """Signed in by the printed address; no script error, nothing refused or missing, nothing wider than a phone."""
-    with window(chromium, width=500) as opened:
+    with tab(chromium, width=500) as opened:
         opened.get(at.login())
         until(lambda: opened.current_url == f"{at.url}/", "the overview")
         for path in PATHS:
@@ -74,7 +74,7 @@ def test_a_deployment_is_followed_live(
     at: Served, service: DirectService, ids: list[str], chromium: Chrome
 ) -> None:
     """The page's sentences and bar follow the rows, without being loaded again and without losing an open part."""
-    with window(chromium) as opened:
+    with tab(chromium) as opened:
         opened.get(at.login())
         opened.get(f"{at.url}/deployments/d1")
         until(lambda: "4 of 60 failed (6.7 %); goes back at 6." in _text(opened), "the policy's sentence")
@@ -96,7 +96,7 @@ def test_a_deployment_is_followed_live(
 @pytest.mark.browser
 def test_a_deployment_is_created_from_its_plan(at: Served, service: DirectService, chromium: Chrome) -> None:
     """Form, plan, one confirm: what is created is what was shown, with the policy that the form said."""
-    with window(chromium) as opened:
+    with tab(chromium) as opened:
         opened.get(at.login())
         opened.get(f"{at.url}/deployments/new")
         Select(opened.find_element(By.NAME, "update")).select_by_value(samples.TWO)
@@ -119,7 +119,7 @@ def test_a_deployment_is_created_from_its_plan(at: Served, service: DirectServic
 @pytest.mark.browser
 def test_pages_are_read_without_scripts_and_in_the_dark(at: Served, chromium: Chrome) -> None:
     """Numbers, slots and forms are the server's own HTML; the dark colours are the reader's choice."""
-    with window(chromium, scripts=False, dark=True) as opened:
+    with tab(chromium, scripts=False, dark=True) as opened:
         opened.get(f"{at.url}/login")
         opened.find_element(By.NAME, "token").send_keys(TOKENS[Role.VIEWER])
         opened.find_element(By.CSS_SELECTOR, "button.primary").click()
