@@ -161,7 +161,6 @@ def cut_everywhere(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1_200)  # some thirty cuts, with two starts of an agent each
 def test_an_agent_killed_at_any_step_of_a_good_update_ends_on_it(
     patients: Sequence[Patient], updates: Mapping[str, Iterator[Update]]
 ) -> None:
@@ -173,7 +172,6 @@ def test_an_agent_killed_at_any_step_of_a_good_update_ends_on_it(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1_200)  # some thirty cuts, with two starts of an agent each
 def test_an_agent_killed_at_any_step_of_going_back_ends_on_its_last_known_good(
     patients: Sequence[Patient], updates: Mapping[str, Iterator[Update]]
 ) -> None:

@@ -8,7 +8,7 @@ after a failure of the database itself nothing more is written in this transacti
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection, Dialect, NestedTransaction, insert
 from sqlalchemy.exc import SQLAlchemyError
@@ -28,7 +28,7 @@ R = TypeVar("R")
 
 
 class Writers:
-    """The prepared statements of a store, shared by its transactions."""
+    """The prepared statements of all stores in one dialect."""
 
     def __init__(self, dialect: Dialect) -> None:
         self.devices = TableWriter(devices, DEVICE, dialect)
@@ -36,6 +36,15 @@ class Writers:
         self.assignments = TableWriter(assignments, ASSIGNMENT, dialect)
         self.updates = TableWriter(updates, UPDATE, dialect)
         self.notes = TableWriter(notes, NOTE, dialect)
+
+
+_KNOWN: Final[dict[tuple[str, str], Writers]] = {}
+
+
+def writers_for(dialect: Dialect) -> Writers:
+    """Return the statements in a dialect: to prepare them takes longer than to open a store, so it is done once."""
+    way = (dialect.name, dialect.paramstyle)
+    return _KNOWN.get(way) or _KNOWN.setdefault(way, Writers(dialect))
 
 
 @dataclass(slots=True)

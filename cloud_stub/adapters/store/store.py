@@ -21,7 +21,7 @@ from sqlalchemy.pool import QueuePool, StaticPool
 from cloud_stub.adapters.store.errors import translated
 from cloud_stub.adapters.store.migrate import MIGRATIONS, migrate
 from cloud_stub.adapters.store.reader import SqlReader
-from cloud_stub.adapters.store.staging import Writers
+from cloud_stub.adapters.store.staging import writers_for
 from cloud_stub.adapters.store.tables import SCHEMA
 from cloud_stub.adapters.store.unit import SqlUnit
 from protocol.errors import OperatorError, ServiceError
@@ -63,7 +63,7 @@ class SqlStore:
         self._shares_one = writing is reading  # in memory: a look takes its turn with the transactions
         self._turn = threading.Lock()
         self._holder: int | None = None
-        self._writers = Writers(writing.dialect)
+        self._writers = writers_for(writing.dialect)
         self.changes = 0  # transactions that changed a row which people see
 
     @contextmanager

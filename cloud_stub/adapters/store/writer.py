@@ -47,7 +47,7 @@ class Prepared:
 
 
 class TableWriter(Generic[R]):
-    """Writes the rows of one table; shared by all transactions of a store."""
+    """Writes the rows of one table; shared by all transactions."""
 
     def __init__(self, table: Table, codec: Codec[R], dialect: Dialect) -> None:
         self._table = table
