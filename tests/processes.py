@@ -114,7 +114,11 @@ def run_lastgood(*words: str) -> subprocess.CompletedProcess[str]:
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
         process = Forked(("-m", "lastgood", *words), cwd=ROOT, env=environment(), out=out, err=err)
-        return subprocess.CompletedProcess(words, process.wait(280), out.read_text(), err.read_text())
+        try:
+            code = process.wait(280)
+        finally:
+            process.kill()  # one that hangs does not outlive its test
+        return subprocess.CompletedProcess(words, code, out.read_text(), err.read_text())
 
 
 def environment() -> dict[str, str]:

@@ -6,7 +6,6 @@ that changes the disk, and `Disk` knows at each moment which bytes and which nam
 
 import base64
 import re
-import shutil
 import subprocess
 import sys
 from hashlib import sha256
@@ -23,9 +22,12 @@ CALLS: Final = (
     "?open,openat,write,pwrite64,writev,ftruncate,fsync,fdatasync,syncfs,?rename,?renameat,?renameat2,?unlink,unlinkat,"
     "?rmdir,?symlink,symlinkat,?link,linkat,?mkdir,mkdirat,?chmod,fchmod,fchmodat,utimensat"
 )
-_ON_OPEN_FILES: Final = {"write", "pwrite", "writev", "ftruncate", "fchmod", "fsync", "fdatasync", "syncfs"}
+_CONTENT: Final = {"write", "pwrite64", "writev", "ftruncate", "chmod", "fchmod", "fchmodat", "utimensat"}
 _CALL: Final = re.compile(r"\d+ +(\w+)\((.*)\)\s+= (-?\d+)")
 _QUOTED: Final = re.compile(r'"((?:[^"\\]|\\.)*)"')
+_NAMED: Final = re.compile(
+    r"(?:AT_FDCWD|\d+)<[^>]*>, \"(?!\"\.\.\.)"
+)  # a name follows, and no bytes (-s 0 leaves them out)
 _PLACE: Final = re.compile(r"(?:AT_FDCWD|\d+)<([^>]*)>")
 
 
@@ -54,13 +56,8 @@ class Disk:
         call = _CALL.match(line)
         if call is None or int(call[3]) < 0:
             return
-        name, arguments = call[1].removesuffix("2").removesuffix("at").removesuffix("64"), call[2]
-        own = _PLACE.match(arguments)
-        paths = (
-            [Path(own[1])]
-            if own and (name in _ON_OPEN_FILES or '"' not in arguments)
-            else self._paths(arguments)
-        )
+        name, arguments = call[1].removesuffix("2").removesuffix("at"), call[2]
+        paths = self._paths(arguments)
         if name in {"fsync", "fdatasync"}:
             self.content -= set(paths)
             self.names -= set(paths)
@@ -69,7 +66,7 @@ class Disk:
             self.names.clear()
         elif name == "rename":
             self._rename(*paths)
-        elif name in _ON_OPEN_FILES | {"chmod", "utimens"}:
+        elif call[1] in _CONTENT:
             self.content |= {path for path in paths[:1] if self._is_ours(path)}
         elif name != "open" or "O_CREAT" in arguments:
             self._changed(paths[-1])
@@ -99,7 +96,10 @@ class Disk:
 
     @staticmethod
     def _paths(arguments: str) -> list[Path]:
-        """Return the names in a call, each joined to the open folder in front of it."""
+        """Return the names in a call, each joined to the open folder in front of it; without names, the open file."""
+        own = _PLACE.match(arguments)
+        if own and not _NAMED.match(arguments):
+            return [Path(own[1])]
         rest, found = arguments, []
         while quoted := _QUOTED.search(rest):
             places = _PLACE.findall(rest[: quoted.start()])
@@ -108,20 +108,26 @@ class Disk:
         return found
 
 
-def watched(script: str, root: Path) -> Disk:
-    """Run a script on a folder (its only argument), and return what it has left to luck."""
-    if shutil.which("strace") is None:
-        pytest.skip("strace is not installed, so no flush is looked for: apt-get install strace")
-    trace = root.with_name(f"{root.name}.trace")
-    command = ["strace", "-f", "--seccomp-bpf", "-y", "-s", "0", "-o", str(trace), "-e", f"trace={CALLS}"]
-    ran = subprocess.run(
-        [*command, sys.executable, "-c", script, str(root)], cwd=ROOT, capture_output=True, text=True
-    )
+def traced(script: str, folder: Path, calls: str) -> list[str]:
+    """Run a script on a folder (its only argument), and return these calls of its, a line each."""
+    trace = folder.with_name(f"{folder.name}.trace")
+    command = ["strace", "-f", "--seccomp-bpf", "-y", "-s", "0", "-o", str(trace), "-e", f"trace={calls}"]
+    try:
+        ran = subprocess.run(
+            [*command, sys.executable, "-c", script, str(folder)], cwd=ROOT, capture_output=True, text=True
+        )
+    except FileNotFoundError:
+        pytest.skip("strace is not installed, so no call is looked at: apt-get install strace")
     if "ptrace" in ran.stderr:
-        pytest.skip(f"strace may not trace here, so no flush is looked for: {ran.stderr.strip()}")
+        pytest.skip(f"strace may not trace here, so no call is looked at: {ran.stderr.strip()}")
     assert ran.returncode == 0, ran.stderr
+    return trace.read_text(errors="replace").splitlines()
+
+
+def watched(script: str, root: Path) -> Disk:
+    """Run a script on a folder, and return what it has left to luck."""
     disk = Disk(root)
-    for line in trace.read_text(errors="replace").splitlines():
+    for line in traced(script, root, CALLS):
         disk.see(line)
     return disk
 

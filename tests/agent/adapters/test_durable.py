@@ -15,7 +15,7 @@ from agent.ports import Stopped, WorkFailed
 from protocol.errors import DeviceError, OperatorError
 from protocol.outcomes import Reason
 from tests.agent.adapters.disks import file_size_limit
-from tests.agent.adapters.flushes import watched
+from tests.agent.adapters.flushes import traced, watched
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -58,33 +58,11 @@ def test_the_order_is_write_sync_rename_sync(tmp_path: Path) -> None:
         "import sys; from pathlib import Path; from agent.adapters import durable;"
         "durable.replace_file(Path(sys.argv[1]) / 'state', b'x'); durable.replace_symlink(Path(sys.argv[1]) / 'l', 'A')"
     )
-    trace = tmp_path / "trace"
     calls = "?rename,?renameat,?renameat2,fsync,?symlink,?symlinkat"
-    try:
-        ran = subprocess.run(
-            [
-                "strace",
-                "-f",
-                "--seccomp-bpf",
-                "-y",
-                "-o",
-                str(trace),
-                "-e",
-                f"trace={calls}",
-                sys.executable,
-                "-c",
-                script,
-                str(tmp_path),
-            ],
-            cwd=ROOT,
-            capture_output=True,
-        )
-    except FileNotFoundError:
-        pytest.skip("strace is not installed, so the order of calls is not looked at: apt-get install strace")
-    if ran.returncode != 0:
-        pytest.skip(f"strace may not trace here: {ran.stderr.decode()}")
     lines = [
-        line.split(None, 1)[1] for line in trace.read_text().splitlines() if "(" in line and "+++" not in line
+        line.split(None, 1)[1]
+        for line in traced(script, tmp_path, calls)
+        if "(" in line and "+++" not in line
     ]
     names = [line.partition("(")[0].removesuffix("2").removesuffix("at") for line in lines]
     assert names == ["fsync", "rename", "fsync", "symlink", "rename", "fsync"]
