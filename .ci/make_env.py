@@ -12,6 +12,7 @@ Only the standard library is imported, for nothing else is there yet.
 import argparse
 import fcntl
 import hashlib
+import importlib
 import os
 import shutil
 import subprocess
@@ -89,13 +90,16 @@ def _make_empty(env: Path) -> list[str]:
         venv.EnvBuilder(clear=True, symlinks=True, with_pip=pip is None).create(env)
     except subprocess.CalledProcessError as failed:
         raise CannotMake("ensurepip failed: run `apt install python3-venv`, then make again.") from failed
-    return pip or _pip_of(env)
+    return pip or _own_pip(env)
 
 
 def _pip_of(env: Path) -> list[str]:
     """Return the environment's own pip, or else one from outside."""
-    own = [str(env / "bin" / "python"), "-m", "pip"]
-    return own if _version([*own, "--version"]) else _foreign_pip(env)
+    return _own_pip(env) if list(env.glob("lib/python*/site-packages/pip/__main__.py")) else _foreign_pip(env)
+
+
+def _own_pip(env: Path) -> list[str]:
+    return [str(env / "bin" / "python"), "-m", "pip"]
 
 
 def _has_ensurepip() -> bool:
@@ -113,21 +117,38 @@ def _foreign_pip(env: Path) -> list[str]:
     Raises:
         CannotMake: there is none, or only one that is too old.
     """
-    named = [path for path in (shutil.which("pip3"), shutil.which("pip")) if path]
-    for command in ([sys.executable, "-m", "pip"], *([path] for path in named)):
-        if _version([*command, "--version"]) >= PIP_OLDEST:
-            return [*command, "--python", str(env / "bin" / "python")]
+    into = ["--python", str(env / "bin" / "python")]
+    if _version_here() >= PIP_OLDEST:
+        return [sys.executable, "-m", "pip", *into]
+    for path in filter(None, (shutil.which("pip3"), shutil.which("pip"))):
+        if _version_of(path) >= PIP_OLDEST:
+            return [path, *into]
     raise CannotMake(
         "this python3 has neither ensurepip nor pip: run `apt install python3-venv`, then make again."
     )
 
 
-def _version(command: list[str]) -> tuple[int, ...]:
-    """Read the version that `pip --version` prints; empty when the command fails."""
+def _version_here() -> tuple[int, ...]:
+    """Return the version of the pip that this Python imports; empty when it has none."""
     try:
-        ran = subprocess.run(command, capture_output=True, text=True, check=True)
-        return tuple(int(part) for part in ran.stdout.split()[1].split(".")[:2])
-    except (OSError, subprocess.CalledProcessError, IndexError, ValueError):
+        return _parsed(str(importlib.import_module("pip").__version__))
+    except ImportError:
+        return ()
+
+
+def _version_of(pip: str) -> tuple[int, ...]:
+    """Return the version that a pip prints; empty when it cannot be run."""
+    try:
+        ran = subprocess.run([pip, "--version"], capture_output=True, text=True, check=True)
+        return _parsed(ran.stdout.split()[1])
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return ()
+
+
+def _parsed(version: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in version.split(".")[:2])
+    except ValueError:
         return ()
 
 

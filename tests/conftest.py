@@ -1,8 +1,10 @@
 """What every test process needs, however the tests were started."""
 
+import gc
 import os
 import signal
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # A run in the background (`make check &`, some CI) begins with Ctrl-C ignored, and every process started from it would
@@ -25,3 +27,30 @@ for name in list(os.environ):
 # Tests assert behaviour, never wall time: a slow machine is no failure.
 settings.register_profile("lastgood", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("lastgood")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what has been imported and collected out of every later garbage collection: it stays to the end."""
+    gc.collect()
+    gc.freeze()
+
+
+class Told:
+    """Tells a failure at once, in a few lines: a run that is cut off has no summary."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._plugins = config.pluginmanager
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Tell it."""
+        terminal = self._plugins.get_plugin("terminalreporter")
+        if report.failed and terminal is not None:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            why = crash.message if crash is not None else str(report.longrepr)
+            terminal.write_line(f"\n{report.nodeid} failed ({report.when}): {why[:1_000]}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Only where all reports come together, which is not in a worker."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        config.pluginmanager.register(Told(config))

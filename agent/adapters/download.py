@@ -15,11 +15,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from urllib.parse import urljoin
 
 import urllib3
 from urllib3.exceptions import (
     HTTPError,
-    MaxRetryError,
     NameResolutionError,
     NewConnectionError,
     SSLError,
@@ -61,7 +61,7 @@ class HttpFetcher:
         self._pool = urllib3.PoolManager(
             maxsize=2,
             timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S),
-            retries=urllib3.Retry(total=None, connect=0, read=0, status=0, other=0, redirect=REDIRECTS_MAX),
+            retries=False,
             ca_certs=ca_file,
         )
 
@@ -165,14 +165,24 @@ class HttpFetcher:
             response.close()  # what is left of an abandoned answer is not read
 
     def _open(self, address: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
-        try:
-            return self._pool.request(
-                "GET", address, headers={"Accept-Encoding": "identity", **headers}, preload_content=False
+        """Ask for a file, wherever the server sends us; every answer but the last is closed."""
+        for _ in range(REDIRECTS_MAX + 1):
+            response = self._pool.request(
+                "GET",
+                address,
+                headers={"Accept-Encoding": "identity", **headers},
+                preload_content=False,
+                redirect=False,  # urllib3 leaves the answer open that redirects to no address
             )
-        except ValueError as error:
-            if isinstance(error, HTTPError):
-                raise
-            raise HTTPError(f"the server redirects to no address ({error})") from error
+            moved = response.get_redirect_location()
+            if not moved:
+                return response
+            response.close()
+            try:
+                address = urljoin(address, moved)
+            except ValueError as error:
+                raise HTTPError(f"the server redirects to no address ({error})") from error
+        raise HTTPError(f"the server redirects more than {REDIRECTS_MAX} times")
 
 
 def check_space(manifest: Manifest, folder: Path, *, slot: Path | None = None) -> None:
@@ -349,13 +359,12 @@ def _size(path: Path) -> int:
 
 def _plain(error: HTTPError) -> str:
     """Say what a urllib3 error means, without its object addresses."""
-    cause = error.reason if isinstance(error, MaxRetryError) and error.reason else error
-    if isinstance(cause, NameResolutionError):
+    if isinstance(error, NameResolutionError):
         return "the name of the server could not be resolved"
-    if isinstance(cause, NewConnectionError):
+    if isinstance(error, NewConnectionError):
         return "the server could not be reached"
-    if isinstance(cause, SSLError):
-        return f"the TLS connection failed ({cause})"
-    if isinstance(cause, TimeoutEnded):
+    if isinstance(error, SSLError):
+        return f"the TLS connection failed ({error})"
+    if isinstance(error, TimeoutEnded):
         return "the server did not answer in time"
-    return str(cause) or type(cause).__name__
+    return str(error) or type(error).__name__

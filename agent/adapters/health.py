@@ -66,8 +66,10 @@ class HttpCheck:
         alarm.start()
         try:
             connection.request("GET", path, headers={"Connection": "close"})
-            response = connection.getresponse()
-            response.read(BODY_BYTES_MAX)
+            with (
+                connection.getresponse() as response
+            ):  # an answer without a length is not ended by reading it
+                response.read(BODY_BYTES_MAX)
         except (OSError, http.client.HTTPException, AttributeError) as error:
             late = time.monotonic() - began >= self.timeout_s
             return f"{self.url} did not answer: {'the time was up' if late else _why(error)}."

@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import IO, Final, TypeVar
 
 from protocol.errors import LastgoodError
+from simulator.demo.typist import type_command
 from simulator.live.cloud import CloudApi, OwnCloud, without_addresses
 
-POLL_S: Final = 0.25  # between two looks at a fact
+POLL_FIRST_S: Final = 0.1  # to the second look at a fact; every pause is longer than the one before it
+POLL_LAST_S: Final = 1.0  # a look costs the cloud as much as the work that is waited for
 START_S: Final = 120.0  # for the cloud to greet on a busy machine
 HEARTBEAT_S: Final = 10.0  # short, so that a demo that lost a message mends it soon
 STOP_S: Final = 60.0  # for a process to end by itself
@@ -102,20 +104,11 @@ class Backstage:
         Raises:
             DemoFailed: it failed.
         """
-        done = subprocess.run(
-            [sys.executable, "-m", "lastgood", *words],
-            cwd=self.folder,
-            env=self._environment(),
-            capture_output=True,
-            text=True,
-            timeout=COMMAND_S,
-            check=False,
-        )
-        if done.returncode:
-            raise DemoFailed(
-                f"`lastgood {shlex.join(words)}` ended with {done.returncode}: {done.stderr or done.stdout}"
-            )
-        return done.stdout
+        done = type_command(words, self.folder, self._environment(), COMMAND_S)
+        if done.code:
+            said = done.complained or done.printed
+            raise DemoFailed(f"`lastgood {shlex.join(words)}` ended with {done.code}: {said}")
+        return done.printed
 
     @property
     def api(self) -> CloudApi:
@@ -134,14 +127,15 @@ class Backstage:
         Raises:
             DemoFailed: there was nothing within the deadline, in seconds.
         """
-        end = time.monotonic() + deadline_s
+        end, pause_s = time.monotonic() + deadline_s, POLL_FIRST_S
         while True:
             found = look()
             if found:
                 return found
             if time.monotonic() > end:
                 raise DemoFailed(f"It did not come true within {deadline_s:.0f} s: {what}.")
-            time.sleep(POLL_S)
+            time.sleep(pause_s)
+            pause_s = min(POLL_LAST_S, pause_s * 1.3)
 
     def enter(self, context: contextlib.AbstractContextManager[T]) -> T:
         """Keep something until the end; it is ended before what was started earlier."""

@@ -1,13 +1,16 @@
 """An agent in a process of its own, to be killed: the one of `test_runtime.py`, with an order waiting for it.
 
-Started as `python -m tests.agent.agent_process STATE REPOSITORY_URL`. What the cloud would know of outcomes is
-appended to STATE/../outcomes, one line each; its process id is in STATE/../agent.pid.
+Started as `python -m tests.agent.agent_process STATE REPOSITORY_URL [RENAME]`. What the cloud would know of outcomes is
+appended to STATE/../outcomes, one line each. With RENAME it is killed with SIGKILL just before so many renames: Python
+announces each of them (an audit event), whichever thread asks for it.
 """
 
 import os
 import signal
 import sys
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 from protocol.messages import State, read
 from protocol.topics import Kind
@@ -34,9 +37,19 @@ class Teller(FakeLink):
         super().publish(kind, payload)
 
 
+def die_at(rename: int) -> None:
+    """Be killed just before so many renames from now: each durable step of record and slots is one."""
+    left = count(rename, -1)
+
+    def hear(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "os.rename" and not str(arguments[1]).endswith(".pyc") and next(left) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hear)
+
+
 def main(state: Path, url: str) -> None:
     """Work until SIGTERM."""
-    (state.parent / "agent.pid").write_text(str(os.getpid()))
     link = Teller(state.parent / "outcomes")
     link.order = an_app("2.0.0").order(url, epoch=20, deployment="d-20", issued_ms=20)
     agent = Agent(state, Files(url=url), link)
@@ -46,4 +59,6 @@ def main(state: Path, url: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 3:
+        die_at(int(sys.argv[3]))
     main(Path(sys.argv[1]), sys.argv[2])

@@ -3,8 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,8 +21,6 @@ KILLED_AT = (1, 2, 4, 5, 7, 8, 10, 11, 13, 14)  # renames: each durable step of 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Files]]:
     """The state of an agent that runs version 1, and a server that has version 2."""
-    if shutil.which("strace") is None:
-        pytest.skip("strace is not installed, so no agent is killed: apt-get install strace")
     with serving() as files:
         first = Agent(tmp_path_factory.mktemp("first") / "state", files)
         first.state.mkdir(parents=True)
@@ -57,26 +53,18 @@ def _outcomes(state: Path) -> str:
 
 def _killed(state: Path, url: str, point: int) -> bool:
     """Run the agent until its kill, or until it has succeeded when the point is beyond its calls."""
-    names = "?rename,?renameat,?renameat2"
-    inject = ["-e", f"trace={names}", "-e", f"inject={names}:signal=KILL:when={point}"]
-    strace = ["strace", "-f", "-qq", "-o", "/dev/null", *inject]
-    # Python renames what it compiles, and a kill counts renames: none of those is a durable step of ours.
-    variables = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [*strace, sys.executable, *_words(state, url)]
-    with subprocess.Popen(command, cwd=ROOT, env=variables, stderr=subprocess.DEVNULL) as process:
-        agent = until(lambda: _pid(state), "the agent's process id")
-        until(lambda: not lives(agent) or "20 succeeded" in _outcomes(state), f"the kill at {point}")
-        killed = not lives(agent)
-        if not killed:  # the point lies beyond the calls of this update: a kill after it, then
-            os.kill(agent, signal.SIGKILL)
-            until(lambda: not lives(agent), "the agent's end")
-        process.kill()  # it would go on to watch the application, which lives on
+    process = Forked(
+        [*_words(state, url), str(point)],
+        cwd=ROOT,
+        env=os.environ,
+        out=state.parent / "log",
+        err=state.parent / "log",
+    )
+    until(lambda: process.poll() is not None or "20 succeeded" in _outcomes(state), f"the kill at {point}")
+    killed = process.poll() is not None
+    process.kill()  # also when the point lies beyond the calls of this update: a kill after it, then
+    assert process.wait(90) == -signal.SIGKILL
     return killed
-
-
-def _pid(state: Path) -> int:
-    path = state.parent / "agent.pid"
-    return int(path.read_text() or 0) if path.exists() else 0
 
 
 def _comes_back(state: Path, url: str, point: int) -> None:

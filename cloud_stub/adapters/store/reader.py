@@ -5,26 +5,24 @@ index; a test asks the database for its plans.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import (
     Connection,
-    CursorResult,
-    Executable,
+    Integer,
     Select,
-    and_,
     bindparam,
     case,
     func,
-    or_,
     select,
     text,
 )
-from sqlalchemy.exc import SQLAlchemyError
 
 from cloud_stub.adapters.store.codec import ASSIGNMENT, AUDIT, DEPLOYMENT, DEVICE, UPDATE, mapping_of
-from cloud_stub.adapters.store.errors import service_error
+from cloud_stub.adapters.store.errors import translated
+from cloud_stub.adapters.store.prepared import Query
 from cloud_stub.adapters.store.tables import (
     IS_ACTIVE,
     assignments,
@@ -50,7 +48,6 @@ from protocol.lifecycle import DeploymentState
 K = TypeVar("K")
 
 KEYS_IN_ONE_STATEMENT: Final = 10_000  # SQLite takes 32,766 variables
-DEPLOYMENTS_IN_ONE_STATEMENT: Final = 100  # SQLite takes 1,000 levels of OR; a batch is about a handful
 
 NEWEST_DEPLOYMENT_FIRST: Final = (
     deployments.c.created_ms.desc(),
@@ -59,10 +56,13 @@ NEWEST_DEPLOYMENT_FIRST: Final = (
 )
 
 
+_OF_ONE: Final = assignments.c.deployment == bindparam("deployment")
+
+
 def _tally_of_one_deployment() -> Select[Any]:
     row, state = assignments.c, AssignmentState
-    verdict = row.state.in_([state.SUCCEEDED.value, state.FAILED.value])
-    counted = {
+    verdict = (row.state == state.SUCCEEDED.value) | (row.state == state.FAILED.value)
+    conditions = {
         "pending": row.state == state.PENDING.value,
         "working": row.state == state.WORKING.value,
         "succeeded": row.state == state.SUCCEEDED.value,
@@ -78,14 +78,29 @@ def _tally_of_one_deployment() -> Select[Any]:
     return select(
         *(
             func.coalesce(func.sum(case((condition, 1), else_=0)), 0).label(name)
-            for name, condition in counted.items()
+            for name, condition in conditions.items()
         )
-    ).where(row.deployment == bindparam("deployment"))
+    ).where(_OF_ONE)
 
 
-# Written once: to put a statement together takes longer than SQLite takes to answer it.
-_TALLY: Final = _tally_of_one_deployment()
+# What is asked for by key, again and again, is put together once.
+_COUNTED: Final = tuple(_tally_of_one_deployment().selected_columns.keys())
+_TALLY: Final = Query(_tally_of_one_deployment())
+_DEVICE: Final = Query(select(devices).where(devices.c.id == bindparam("id")))
 _DEVICES: Final = select(devices).where(devices.c.id.in_(bindparam("ids", expanding=True)))
+_DEPLOYMENT: Final = Query(select(deployments).where(deployments.c.id == bindparam("id")))
+_DEPLOYMENTS: Final = Query(select(deployments).order_by(*NEWEST_DEPLOYMENT_FIRST))
+_ACTIVE: Final = Query(select(deployments).where(deployments.c.group == bindparam("group"), text(IS_ACTIVE)))
+_ASSIGNMENT: Final = Query(select(assignments).where(_OF_ONE, assignments.c.device == bindparam("device")))
+_ASSIGNMENTS: Final = select(assignments).where(
+    _OF_ONE, assignments.c.device.in_(bindparam("devices", expanding=True))
+)
+_UPDATE: Final = Query(select(updates).where(updates.c.update == bindparam("name")))
+_UPDATE_BY_SHA256: Final = Query(select(updates).where(updates.c.sha256 == bindparam("sha256")))
+_NOTE: Final = Query(select(notes.c.value).where(notes.c.key == bindparam("name")))
+_NEWEST_AUDIT: Final = Query(
+    select(audit).order_by(audit.c.number.desc()).limit(bindparam("most", type_=Integer))
+)
 
 
 class SqlReader:
@@ -102,8 +117,12 @@ class SqlReader:
         """Return those of the devices that exist, by id."""
         found: dict[str, DeviceRow] = {}
         for chunk in chunks(ids):
-            rows = DEVICE.decode_all(self._rows(_DEVICES, {"ids": chunk}))
-            found.update((row.id, row) for row in rows)
+            rows = (
+                self._rows(_DEVICE, {"id": chunk[0]})
+                if len(chunk) == 1
+                else self._rows(_DEVICES, {"ids": chunk})
+            )
+            found.update((row.id, row) for row in DEVICE.decode_all(rows))
         return found
 
     def list_devices(
@@ -165,14 +184,11 @@ class SqlReader:
 
     def deployment(self, deployment: str) -> DeploymentRow | None:
         """Return one deployment."""
-        return _one(
-            DEPLOYMENT.decode_all(self._rows(select(deployments).where(deployments.c.id == deployment)))
-        )
+        return _one(DEPLOYMENT.decode_all(self._rows(_DEPLOYMENT, {"id": deployment})))
 
     def active(self, group: str) -> DeploymentRow | None:
         """Return the active deployment of a group."""
-        query = select(deployments).where(deployments.c.group == group, text(IS_ACTIVE))
-        return _one(DEPLOYMENT.decode_all(self._rows(query)))
+        return _one(DEPLOYMENT.decode_all(self._rows(_ACTIVE, {"group": group})))
 
     def list_deployments(
         self,
@@ -182,6 +198,8 @@ class SqlReader:
         limit: int | None = PAGE_ROWS_MAX,
     ) -> Sequence[DeploymentRow]:
         """Return deployments, the newest first; all of them without a limit."""
+        if group is None and not states and limit is None:
+            return DEPLOYMENT.decode_all(self._rows(_DEPLOYMENTS))
         query = select(deployments).order_by(*NEWEST_DEPLOYMENT_FIRST).limit(limit)
         if group is not None:
             query = query.where(deployments.c.group == group)
@@ -194,8 +212,8 @@ class SqlReader:
 
         It is written without the core's own way of counting, so that one checks the other.
         """
-        [counts] = self._run(_TALLY, {"deployment": deployment}).mappings().all()
-        return Tally(**{name: int(count) for name, count in counts.items()})
+        [counts] = self._rows(_TALLY, {"deployment": deployment})
+        return Tally(**dict(zip(_COUNTED, counts, strict=True)))
 
     def assignment(self, deployment: str, device: str) -> AssignmentRow | None:
         """Return one assignment."""
@@ -204,22 +222,18 @@ class SqlReader:
     def assignments(self, keys: Iterable[tuple[str, str]]) -> Mapping[tuple[str, str], AssignmentRow]:
         """Return those of the assignments (deployment, device) that exist."""
         found: dict[tuple[str, str], AssignmentRow] = {}
-        for chunk in chunks(keys):
-            of_deployment: dict[str, list[str]] = {}
-            for deployment, device in chunk:
-                of_deployment.setdefault(deployment, []).append(device)
-            for owners in chunks(of_deployment, DEPLOYMENTS_IN_ONE_STATEMENT):
-                # Pairs in one IN list would be plainer, and SQLite then goes through the whole table.
-                either = or_(
-                    *(
-                        and_(
-                            assignments.c.deployment == owner, assignments.c.device.in_(of_deployment[owner])
-                        )
-                        for owner in owners
-                    )
+        of_deployment: dict[str, list[str]] = {}
+        for deployment, device in keys:
+            of_deployment.setdefault(deployment, []).append(device)
+        for deployment, members in of_deployment.items():
+            # Pairs in one IN list would be one statement, and SQLite then goes through the whole table.
+            for chunk in chunks(members):
+                rows = (
+                    self._rows(_ASSIGNMENT, {"deployment": deployment, "device": chunk[0]})
+                    if len(chunk) == 1
+                    else self._rows(_ASSIGNMENTS, {"deployment": deployment, "devices": chunk})
                 )
-                rows = ASSIGNMENT.decode_all(self._rows(select(assignments).where(either)))
-                found.update(((row.deployment, row.device), row) for row in rows)
+                found.update(((deployment, row.device), row) for row in ASSIGNMENT.decode_all(rows))
         return found
 
     def list_assignments(
@@ -251,11 +265,11 @@ class SqlReader:
 
     def update(self, update: str) -> UpdateRow | None:
         """Return one update by `provider/name:version`."""
-        return _one(UPDATE.decode_all(self._rows(select(updates).where(updates.c.update == update))))
+        return _one(UPDATE.decode_all(self._rows(_UPDATE, {"name": update})))
 
     def update_by_sha256(self, sha256: str) -> UpdateRow | None:
         """Return one update by its identity."""
-        return _one(UPDATE.decode_all(self._rows(select(updates).where(updates.c.sha256 == sha256))))
+        return _one(UPDATE.decode_all(self._rows(_UPDATE_BY_SHA256, {"sha256": sha256})))
 
     def list_updates(self) -> Sequence[UpdateRow]:
         """Return all updates, the newest import first."""
@@ -264,12 +278,14 @@ class SqlReader:
 
     def note(self, key: str) -> str | None:
         """Return a note of the store about itself."""
-        return _one([row[0] for row in self._rows(select(notes.c.value).where(notes.c.key == key))])
+        return _one([row[0] for row in self._rows(_NOTE, {"name": key})])
 
     def audit(
         self, *, about: str | None = None, limit: int = PAGE_ROWS_MAX, before: int | None = None
     ) -> Sequence[AuditRow]:
         """Return entries of the audit log, the newest first, beginning below the number `before`."""
+        if about is None and before is None:
+            return AUDIT.decode_all(self._rows(_NEWEST_AUDIT, {"most": limit}))
         query = select(audit).order_by(audit.c.number.desc()).limit(limit)
         if about is not None:
             query = query.where(audit.c.about == about)
@@ -278,15 +294,15 @@ class SqlReader:
         return AUDIT.decode_all(self._rows(query))
 
     def _rows(
-        self, query: Select[Any], values: Mapping[str, object] | None = None
+        self, query: Select[Any] | Query, values: Mapping[str, object] | None = None
     ) -> Sequence[Sequence[Any]]:
-        return self._run(query, values).all()
+        with self._guarded():
+            if isinstance(query, Query):
+                return query.rows(self._connection, values or {})
+            return self._connection.execute(query, values).all()
 
-    def _run(self, statement: Executable, values: Mapping[str, object] | None = None) -> CursorResult[Any]:
-        try:
-            return self._connection.execute(statement, values)
-        except SQLAlchemyError as error:
-            raise service_error(error) from error
+    def _guarded(self) -> AbstractContextManager[None]:
+        return translated()
 
 
 def chunks(keys: Iterable[K], size: int = KEYS_IN_ONE_STATEMENT) -> Iterator[list[K]]:

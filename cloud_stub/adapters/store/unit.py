@@ -11,8 +11,6 @@ from typing import Any, Final
 
 from sqlalchemy import (
     Connection,
-    CursorResult,
-    Executable,
     Integer,
     Select,
     bindparam,
@@ -26,6 +24,7 @@ from sqlalchemy import (
 
 from cloud_stub.adapters.store.audit import next_entry
 from cloud_stub.adapters.store.codec import ASSIGNMENT, DEPLOYMENT, DEVICE, NoteRow
+from cloud_stub.adapters.store.prepared import Query
 from cloud_stub.adapters.store.reader import SqlReader
 from cloud_stub.adapters.store.staging import Staging, Writers
 from cloud_stub.adapters.store.tables import (
@@ -99,20 +98,19 @@ def _rollbacks_at_rest() -> Select[Any]:
     )
 
 
-# The work lists are asked for at every tick. They are written once: to put a statement together takes longer than
-# SQLite takes to answer it.
+# The work lists, which are asked for at every tick.
 _MOST: Final = bindparam("most", type_=Integer)
-_STALE: Final = (
+_STALE: Final = Query(
     select(devices).where(text(IS_STALE)).order_by(devices.c.online.desc(), devices.c.id.desc()).limit(_MOST)
 )
-_UNPUBLISHED: Final = select(devices).where(text(IS_UNPUBLISHED)).order_by(devices.c.id).limit(_MOST)
-_UNHEARD: Final = (
+_UNPUBLISHED: Final = Query(select(devices).where(text(IS_UNPUBLISHED)).order_by(devices.c.id).limit(_MOST))
+_UNHEARD: Final = Query(
     select(devices)
     .where(devices.c.online == 1, devices.c.last_seen_ms < bindparam("before_ms"))
     .order_by(devices.c.id)
     .limit(_MOST)
 )
-_DUE_SCHEDULES: Final = (
+_DUE_SCHEDULES: Final = Query(
     select(deployments)
     .where(text(HAS_START), deployments.c.start_at_ms <= bindparam("now_ms"))
     .order_by(
@@ -122,15 +120,15 @@ _DUE_SCHEDULES: Final = (
         deployments.c.id,
     )
 )
-_DUE_RETRIES: Final = (
+_DUE_RETRIES: Final = Query(
     select(assignments)
     .where(*_retries_of_active(), assignments.c.retry_at_ms <= bindparam("now_ms"))
     .order_by(assignments.c.retry_at_ms, assignments.c.device)
     .limit(_MOST)
 )
-_OVERDUE: Final = _overdue()
-_ROLLBACKS_AT_REST: Final = _rollbacks_at_rest()
-_ENDED_WITH_PENDING: Final = (
+_OVERDUE: Final = Query(_overdue())
+_ROLLBACKS_AT_REST: Final = Query(_rollbacks_at_rest())
+_ENDED_WITH_PENDING: Final = Query(
     select(deployments)
     .where(text(IS_UNSETTLED), deployments.c.id > bindparam("after"))
     .order_by(deployments.c.id)
@@ -204,9 +202,9 @@ class SqlUnit(SqlReader):
         after_reported = func.coalesce(devices.c.reported_epoch, 0) + 1
         higher = case((after_reported > after_row, after_reported), else_=after_row)
         raised = case((higher > now_ms, higher), else_=now_ms)
-        count = self._run(
-            update(devices).where(devices.c.group == group).values(epoch=raised, order_stale=1)
-        ).rowcount
+        raising = update(devices).where(devices.c.group == group).values(epoch=raised, order_stale=1)
+        with self._guarded():
+            count = self._connection.execute(raising).rowcount
         self._staging.changed = True
         known = self._staging.devices
         known.forget([key for key, row in known.stored.items() if row is not None and row.group == group])
@@ -273,7 +271,7 @@ class SqlUnit(SqlReader):
         return {key: row for key in ids if (row := known.get(key)) is not None}
 
     def assignments(self, keys: Iterable[tuple[str, str]]) -> Mapping[tuple[str, str], AssignmentRow]:
-        """Return those of the assignments that exist, by key; the unknown ones are read in one statement."""
+        """Return those of the assignments that exist, by key; one statement a deployment reads the unknown."""
         known = self._staging.assignments
         keys = list(keys)
         missing = [key for key in keys if not known.knows(key)]
@@ -413,6 +411,5 @@ class SqlUnit(SqlReader):
         known = self._staging.assignments
         return [known.learn((row.deployment, row.device), row) or row for row in rows]
 
-    def _run(self, statement: Executable, values: Mapping[str, object] | None = None) -> CursorResult[Any]:
-        with self._staging.guarded():
-            return self._connection.execute(statement, values)
+    def _guarded(self) -> AbstractContextManager[None]:
+        return self._staging.guarded()

@@ -14,6 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.expression import ClauseElement
 
 from cloud_stub.adapters.store.codec import Codec
+from cloud_stub.adapters.store.prepared import compiled
 from protocol.errors import ServiceError
 
 R = TypeVar("R")
@@ -27,9 +28,7 @@ class Prepared:
     """A statement as the driver takes it, with the order in which it wants its values."""
 
     def __init__(self, statement: ClauseElement, names: Sequence[str], dialect: Dialect) -> None:
-        compiled = statement.compile(dialect=dialect)
-        self._sql = str(compiled)
-        wanted = getattr(compiled, "positiontup", None)
+        self._sql, wanted, _ = compiled(statement, dialect)
         if wanted is None:  # a driver that takes names
             self._shape: Callable[[tuple[Any, ...]], Any] | None = lambda values: dict(
                 zip(names, values, strict=True)

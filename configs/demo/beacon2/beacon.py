@@ -26,4 +26,5 @@ class Beacon(BaseHTTPRequestHandler):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
-    ThreadingHTTPServer(("127.0.0.1", parser.parse_args().port), Beacon).serve_forever()
+    server = ThreadingHTTPServer(("127.0.0.1", parser.parse_args().port), Beacon)
+    server.serve_forever(poll_interval=3_600)  # a signal ends it: there is nothing to look for twice a second

@@ -21,6 +21,7 @@ class Files:
     faults: list[str] = field(default_factory=list)  # one for each request, then none
     etag: str = '"one"'
     cut_at: int = 0  # bytes, with the fault `cut`
+    connected: set[tuple[str, int]] = field(default_factory=set)  # whoever has a connection open
     silent: threading.Event = field(default_factory=threading.Event)  # ends the fault `silent`
     url: str = ""
 
@@ -45,6 +46,7 @@ REFUSALS: Mapping[str, tuple[int, dict[str, str]]] = {
     "429": (429, {"Retry-After": "9999"}),
     "416": (416, {}),
     "lost": (302, {"Location": "http://[::1"}),
+    "moved": (302, {"Location": "?from=mirror"}),
 }
 
 
@@ -70,6 +72,14 @@ def serving() -> Iterator[Files]:
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
             """Say nothing."""
+
+        def setup(self) -> None:
+            super().setup()
+            files.connected.add(self.client_address)
+
+        def finish(self) -> None:
+            super().finish()
+            files.connected.discard(self.client_address)
 
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]

@@ -152,20 +152,34 @@ def test_a_server_that_misunderstands_ranges_is_asked_for_the_whole(
         ("longer", Reason.VERIFY_FAILED, False, False),
         ("part_unasked", Reason.SERVER, True, False),
         ("lost", Reason.NETWORK, True, False),
+        ("moved", Reason.NETWORK, True, False),
     ],
 )
 def test_each_refusal_has_its_reason(
     files: Files, tmp_path: Path, fault: str, reason: Reason, transient: bool, refresh: bool
 ) -> None:
-    """Whose fault it is, whether it is worth trying again, and whether new addresses may help."""
+    """Whose fault it is, whether it is worth trying again, and whether new addresses may help; nothing stays open."""
     update = an_update()
     files.add(update)
-    files.faults = [fault]
+    files.faults = [fault] * (download.REDIRECTS_MAX + 1 if fault == "moved" else 1)
     with pytest.raises(WorkFailed) as failed:
         fetch(files, update, tmp_path)
-    assert (failed.value.reason, failed.value.transient, failed.value.refresh) == (reason, transient, refresh)
-    assert "payload.txt" in str(failed.value)
+    error = failed.value
+    assert (error.reason, error.transient, error.refresh) == (reason, transient, refresh)
+    assert "payload.txt" in str(error)
+    idle = 1 if fault == "changed" else 0  # a whole answer leaves its connection to the pool
+    until(lambda: len(files.connected) == idle, "the end of the others, while the error is still there")
     assert set(held(tmp_path)) & set(finished(update)) == set()
+
+
+def test_a_mirror_is_asked_for_what_moved_there(files: Files, tmp_path: Path) -> None:
+    """Redirects are followed, with the range of what is still missing."""
+    update = an_update(files={"a.bin": BIG})
+    files.add(update)
+    files.faults, files.cut_at = ["moved", "cut", "moved", "moved", "moved"], 300_000
+    fetch(files, update, tmp_path)
+    assert files.fetched == [None, None, *["bytes=300000-"] * 4]
+    assert held(tmp_path) == finished(update)
 
 
 def test_bytes_changed_on_the_way_are_dropped(files: Files, tmp_path: Path) -> None:

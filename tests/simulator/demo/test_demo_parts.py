@@ -1,5 +1,7 @@
 """The demo's cast and its backstage; the story itself is run by `.ci/run`, on both brokers."""
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,7 @@ import pytest
 
 from simulator.demo.backstage import Backstage, DemoFailed
 from simulator.demo.cast import BAD, FAILED_COUNT, FAILED_PERCENT, NORTH, REAL_AGENTS, cast
+from simulator.demo.typist import type_command
 
 
 def test_the_cast_is_as_large_as_was_said() -> None:
@@ -51,3 +54,29 @@ def test_a_fact_that_never_comes_true_ends_the_story(tmp_path: Path) -> None:
     """It is waited for with a deadline, and named."""
     with pytest.raises(DemoFailed, match="the moon is blue"):
         Backstage(tmp_path, "auto", lambda _: None).until("the moon is blue", lambda: None, 0.01)
+
+
+def test_a_command_is_shown_and_typed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is shown as a user types it, a secret shortened; its output is returned, and a refusal ends the story."""
+    shown: list[str] = []
+    with Backstage(tmp_path, "auto", shown.append) as backstage:
+        assert "Deliver updates to fleets" in backstage.command("--help")
+        with pytest.raises(DemoFailed, match=r"(?s)ended with 2: .*No such option"):
+            backstage.command("device", "add", "--wrong", secret="--wrong")
+        with pytest.raises(DemoFailed, match="ended with 1: lastgood: No cloud is known here"):
+            backstage.quietly("group", "list")
+        assert {path.name for path in tmp_path.iterdir()} == {"configs"}, (
+            "what they printed is no longer kept"
+        )
+    assert shown == ["lastgood --help", "lastgood device add --wrong…"]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_command_that_hangs_is_ended(tmp_path: Path) -> None:
+    """At its deadline, as a power cut would."""
+    fifo = tmp_path / "manifest"
+    os.mkfifo(fifo)
+    typed = type_command(
+        ["update", "import", str(fifo), "--url", "http://127.0.0.1:9", "--token", "t"], tmp_path, {}, 1
+    )
+    assert (typed.code, typed.printed) == (-signal.SIGKILL, "")
