@@ -274,13 +274,22 @@ class Service:
 
     def _tell_accounts(self) -> None:
         """Give the broker the whole set of accounts, the same for services: a new hash would cut them off."""
-        accounts = dict(self._own_accounts)
-        with self._store.read() as reader:
-            after = ""
-            while page := reader.list_devices(after=after, limit=PAGE_ROWS_MAX):
-                accounts.update({row.id: row.password_hash for row in page if row.password_hash})
-                after = page[-1].id
-        self.broker.set_accounts(accounts)
+        self.broker.set_accounts({**self._own_accounts, **accounts_of_devices(self._store)})
+
+
+def accounts_of_devices(store: Store) -> dict[str, str]:
+    """Return what a broker lets devices in by: their names, and the hashes of their tokens.
+
+    Raises:
+        ServiceError: the database refused.
+    """
+    found: dict[str, str] = {}
+    with store.read() as reader:
+        after = ""
+        while page := reader.list_devices(after=after, limit=PAGE_ROWS_MAX):
+            found.update({row.id: row.password_hash for row in page if row.password_hash})
+            after = page[-1].id
+    return found
 
 
 def _now() -> Now:

@@ -12,7 +12,6 @@ from typing import Final, Self
 from protocol.errors import OperatorError
 
 DEVICE_ID_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-GROUP_PATTERN: Final = r"^(\$default|[A-Za-z0-9][A-Za-z0-9._-]{0,63})$"
 DEFAULT_GROUP: Final = "$default"
 RESERVED_DEVICE_IDS: Final = frozenset({"all"})  # `down/all/sync` is everybody's topic
 SHA256_HEX_PATTERN: Final = r"^[0-9a-f]{64}$"

@@ -5,6 +5,7 @@ imported what agent, cloud and commands import, which takes many times longer th
 import itself costs, and what it brings, is for the tests that start Python anew.
 """
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -85,6 +86,7 @@ class Forked:
 
 def _live(words: Sequence[str], cwd: Path, env: Mapping[str, str], out: Path, err: Path) -> None:
     """Be what `python WORDS` would be, with its output appended to files."""
+    gc.freeze()  # what was imported is shared: a collection would write into each of its pages
     os.setsid()
     os.chdir(cwd)
     os.environ.clear()

@@ -22,7 +22,7 @@ ANSWER_S: Final = 90.0  # longer than the cloud lets a command wait
 SILENT_S: Final = 45.0  # of an event stream, which says at least every 15 s that it is there
 AWAY_S: Final = 60.0  # a cloud that restarts is waited for this long
 _AGAIN_S: Final = 1.0
-_LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
+LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 
 UploadFiles = list[tuple[str, tuple[str, IO[bytes]]]]
 
@@ -161,7 +161,7 @@ def connected(address: Address) -> Iterator[Cloud]:
         base_url=f"{address.url}/api/v1/",
         headers={"Authorization": f"Bearer {address.token}"},
         timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
-        trust_env=host not in _LOOPBACK,  # a proxy of the environment has no business on this machine
+        trust_env=host not in LOOPBACK,  # a proxy of the environment has no business on this machine
     ) as client:
         yield Cloud(address, client)
 

@@ -35,7 +35,7 @@ from cloud_stub.core.links import signed_query
 from cloud_stub.orchestrator import Orchestrator, Settings
 from cloud_stub.orchestrator.outbox import Outbox
 from cloud_stub.ports import Broker
-from cloud_stub.service import RandomChance, Service
+from cloud_stub.service import RandomChance, Service, accounts_of_devices
 from protocol.errors import OperatorError, ServiceError
 from protocol.messages import Repository
 from protocol.topics import DEFAULT_PREFIX, Topics
@@ -102,7 +102,7 @@ def up(
         listener = _listener(host, ports.http if port is None else port)
         http_port = listener.getsockname()[1]
         wanted_port = ports.broker if broker_port is None else broker_port or None
-        options = _Options(
+        options = Options(
             data, broker, wanted_port, address or f"http://{host}:{http_port}", prefix, int(heartbeat * 1000)
         )
         assembly = assemble(options, click.echo)
@@ -114,7 +114,9 @@ def up(
 
 
 @dataclass(frozen=True, slots=True)
-class _Options:
+class Options:
+    """What `lastgood cloud up` was told, with its defaults filled in."""
+
     data: Path
     broker: str
     broker_port: int | None
@@ -132,7 +134,7 @@ class Assembly:
     kept: Secrets
 
 
-def assemble(options: _Options, say: Callable[[str], None]) -> Assembly:
+def assemble(options: Options, say: Callable[[str], None]) -> Assembly:
     """Open the data folder, start the broker, and wire the service.
 
     Raises:
@@ -146,7 +148,7 @@ def assemble(options: _Options, say: Callable[[str], None]) -> Assembly:
     broker = start_broker(
         options.broker,
         options.data / "broker",
-        accounts={},
+        accounts=accounts_of_devices(store),  # from its first moment: who is refused stays away for a while
         prefix=options.prefix,
         port=options.broker_port,
         say=say,
@@ -169,9 +171,7 @@ def _repository_for(url: str, secret: bytes) -> Callable[[str, int], Repository]
     return repository_for
 
 
-def _serve(
-    assembly: Assembly, options: _Options, listener: socket.socket, say: Callable[[str], None]
-) -> None:
+def _serve(assembly: Assembly, options: Options, listener: socket.socket, say: Callable[[str], None]) -> None:
     """Run until a signal; the service is stopped before the broker is."""
     setup_code = secrets.token_urlsafe(SETUP_CODE_BYTES)
     app = create_app(
@@ -220,7 +220,7 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def _greet(options: _Options, assembly: Assembly, setup_code: str, say: Callable[[str], None]) -> None:
+def _greet(options: Options, assembly: Assembly, setup_code: str, say: Callable[[str], None]) -> None:
     broker = assembly.broker
     say(f"pages    {options.url}/login?code={setup_code}")
     say(f"API      {options.url}/api/v1  (token in {options.data / 'client.json'})")
@@ -230,11 +230,11 @@ def _greet(options: _Options, assembly: Assembly, setup_code: str, say: Callable
     sys.stdout.flush()
 
 
-def _where(options: _Options) -> str:
+def _where(options: Options) -> str:
     return "" if str(options.data) == DATA_DEFAULT else f" --data {options.data}"
 
 
-def _write_client_files(options: _Options, assembly: Assembly) -> None:
+def _write_client_files(options: Options, assembly: Assembly) -> None:
     """Leave what the operator's commands and the inspector need, readable by the owner alone."""
     kept, broker = assembly.kept, assembly.broker
     client = {"url": options.url, "token": kept.admin_token, "pid": os.getpid()}

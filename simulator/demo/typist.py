@@ -3,6 +3,7 @@
 A story types twenty commands, and to import takes each of them longer than what it then does.
 """
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -60,6 +61,7 @@ def type_command(
 def _be_lastgood(
     words: Sequence[str], folder: Path, variables: Mapping[str, str], out: Path, err: Path
 ) -> None:
+    gc.freeze()  # what was imported is shared: a collection would write into each of its pages
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(variables)

@@ -17,13 +17,13 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from cloud_stub.cli.client import LOOPBACK
 from protocol.errors import OperatorError, ServiceError
 from simulator.core.payload import MadeUpdate
 
 REQUEST_S: Final = 60.0  # for one answer of the API: registering ten thousand devices takes a while
 START_S: Final = 180.0  # for a cloud of its own to answer: broker, migrations, imports on a busy machine
 STOP_S: Final = 60.0
-LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 DEVICES_AT_ONCE: Final = 5_000  # in one request that adds devices
 PAGE: Final = 1_000  # devices in one answer
 

@@ -6,10 +6,12 @@ index; a test asks the database for its plans.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import cache
 from itertools import islice
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import (
+    BindParameter,
     Connection,
     Integer,
     Select,
@@ -47,6 +49,7 @@ from protocol.lifecycle import DeploymentState
 
 K = TypeVar("K")
 
+ALL_ROWS: Final = 2**62  # a limit that is none, in every dialect
 KEYS_IN_ONE_STATEMENT: Final = 10_000  # SQLite takes 32,766 variables
 
 NEWEST_DEPLOYMENT_FIRST: Final = (
@@ -56,6 +59,7 @@ NEWEST_DEPLOYMENT_FIRST: Final = (
 )
 
 
+MOST: Final = bindparam("most", type_=Integer)
 _OF_ONE: Final = assignments.c.deployment == bindparam("deployment")
 
 
@@ -89,7 +93,6 @@ _TALLY: Final = Query(_tally_of_one_deployment())
 _DEVICE: Final = Query(select(devices).where(devices.c.id == bindparam("id")))
 _DEVICES: Final = select(devices).where(devices.c.id.in_(bindparam("ids", expanding=True)))
 _DEPLOYMENT: Final = Query(select(deployments).where(deployments.c.id == bindparam("id")))
-_DEPLOYMENTS: Final = Query(select(deployments).order_by(*NEWEST_DEPLOYMENT_FIRST))
 _ACTIVE: Final = Query(select(deployments).where(deployments.c.group == bindparam("group"), text(IS_ACTIVE)))
 _ASSIGNMENT: Final = Query(select(assignments).where(_OF_ONE, assignments.c.device == bindparam("device")))
 _ASSIGNMENTS: Final = select(assignments).where(
@@ -98,9 +101,18 @@ _ASSIGNMENTS: Final = select(assignments).where(
 _UPDATE: Final = Query(select(updates).where(updates.c.update == bindparam("name")))
 _UPDATE_BY_SHA256: Final = Query(select(updates).where(updates.c.sha256 == bindparam("sha256")))
 _NOTE: Final = Query(select(notes.c.value).where(notes.c.key == bindparam("name")))
-_NEWEST_AUDIT: Final = Query(
-    select(audit).order_by(audit.c.number.desc()).limit(bindparam("most", type_=Integer))
-)
+_NEWEST_AUDIT: Final = Query(select(audit).order_by(audit.c.number.desc()).limit(MOST))
+
+
+@cache
+def _deployments_of(a_group: bool, states: int) -> Query:
+    query = select(deployments).order_by(*NEWEST_DEPLOYMENT_FIRST).limit(MOST)
+    if a_group:
+        query = query.where(deployments.c.group == bindparam("group"))
+    if states:
+        named: list[BindParameter[str]] = [bindparam(f"state_{number}") for number in range(states)]
+        query = query.where(deployments.c.state.in_(named))
+    return Query(query)
 
 
 class SqlReader:
@@ -198,14 +210,10 @@ class SqlReader:
         limit: int | None = PAGE_ROWS_MAX,
     ) -> Sequence[DeploymentRow]:
         """Return deployments, the newest first; all of them without a limit."""
-        if group is None and not states and limit is None:
-            return DEPLOYMENT.decode_all(self._rows(_DEPLOYMENTS))
-        query = select(deployments).order_by(*NEWEST_DEPLOYMENT_FIRST).limit(limit)
-        if group is not None:
-            query = query.where(deployments.c.group == group)
-        if states:
-            query = query.where(deployments.c.state.in_([state.value for state in states]))
-        return DEPLOYMENT.decode_all(self._rows(query))
+        values: dict[str, object] = {"most": ALL_ROWS if limit is None else limit, "group": group}
+        values |= {f"state_{number}": state.value for number, state in enumerate(states)}
+        rows = self._rows(_deployments_of(group is not None, len(states)), values)
+        return DEPLOYMENT.decode_all(rows)
 
     def count_assignments(self, deployment: str) -> Tally:
         """Count the rows anew: what the tally must equal at every moment (R14).

@@ -11,7 +11,6 @@ from typing import Any, Final
 
 from sqlalchemy import (
     Connection,
-    Integer,
     Select,
     bindparam,
     case,
@@ -25,7 +24,7 @@ from sqlalchemy import (
 from cloud_stub.adapters.store.audit import next_entry
 from cloud_stub.adapters.store.codec import ASSIGNMENT, DEPLOYMENT, DEVICE, NoteRow
 from cloud_stub.adapters.store.prepared import Query
-from cloud_stub.adapters.store.reader import SqlReader
+from cloud_stub.adapters.store.reader import MOST, SqlReader
 from cloud_stub.adapters.store.staging import Staging, Writers
 from cloud_stub.adapters.store.tables import (
     HAS_CAUSE,
@@ -77,7 +76,7 @@ def _overdue() -> Select[Any]:
             or_(silent, stuck),
         )
         .order_by(assignments.c.deployment, assignments.c.device)
-        .limit(_MOST)
+        .limit(MOST)
     )
 
 
@@ -99,16 +98,15 @@ def _rollbacks_at_rest() -> Select[Any]:
 
 
 # The work lists, which are asked for at every tick.
-_MOST: Final = bindparam("most", type_=Integer)
 _STALE: Final = Query(
-    select(devices).where(text(IS_STALE)).order_by(devices.c.online.desc(), devices.c.id.desc()).limit(_MOST)
+    select(devices).where(text(IS_STALE)).order_by(devices.c.online.desc(), devices.c.id.desc()).limit(MOST)
 )
-_UNPUBLISHED: Final = Query(select(devices).where(text(IS_UNPUBLISHED)).order_by(devices.c.id).limit(_MOST))
+_UNPUBLISHED: Final = Query(select(devices).where(text(IS_UNPUBLISHED)).order_by(devices.c.id).limit(MOST))
 _UNHEARD: Final = Query(
     select(devices)
     .where(devices.c.online == 1, devices.c.last_seen_ms < bindparam("before_ms"))
     .order_by(devices.c.id)
-    .limit(_MOST)
+    .limit(MOST)
 )
 _DUE_SCHEDULES: Final = Query(
     select(deployments)
@@ -124,7 +122,7 @@ _DUE_RETRIES: Final = Query(
     select(assignments)
     .where(*_retries_of_active(), assignments.c.retry_at_ms <= bindparam("now_ms"))
     .order_by(assignments.c.retry_at_ms, assignments.c.device)
-    .limit(_MOST)
+    .limit(MOST)
 )
 _OVERDUE: Final = Query(_overdue())
 _ROLLBACKS_AT_REST: Final = Query(_rollbacks_at_rest())
@@ -132,7 +130,7 @@ _ENDED_WITH_PENDING: Final = Query(
     select(deployments)
     .where(text(IS_UNSETTLED), deployments.c.id > bindparam("after"))
     .order_by(deployments.c.id)
-    .limit(_MOST)
+    .limit(MOST)
 )
 
 

@@ -4,6 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from cloud_stub.adapters.broker.passwords import SALT_BYTES, hash_password
+from cloud_stub.adapters.store import open_store
+from cloud_stub.cli.cloud import Options, assemble
+from tests.cloud_stub.adapters.store.rows import device
 from tests.cloud_stub.cli.conftest import Run
 
 
@@ -27,3 +31,18 @@ def test_what_no_device_could_reach_is_refused(
     assert (ran.code, ran.out) == (code, "")
     assert said in ran.err
     assert not (tmp_path / "data").exists()
+
+
+def test_a_broker_knows_the_devices_from_its_first_moment(tmp_path: Path) -> None:
+    """A cloud that comes back refuses nobody meanwhile: who is refused stays away for a while."""
+    told = hash_password("a-token-of-the-test", bytes(SALT_BYTES))
+    store = open_store(tmp_path / "cloud.db")
+    with store.transaction() as unit:
+        unit.put_device(device("pi-1", password_hash=told))
+        unit.put_device(device("pi-2", password_hash=""))
+    store.close()
+    options = Options(tmp_path, "mqtt://127.0.0.1:1", None, "http://127.0.0.1:8080", "lg/v1", 60_000)
+    assembly = assemble(options, lambda _: None)
+    assert (tmp_path / "broker" / "external.passwd").read_text() == f"pi-1:{told}\n"
+    assembly.service.start()
+    assembly.service.stop()
