@@ -27,6 +27,12 @@ class Stopped(Exception):
     """The work was asked to stop, by its `Stop`; no error."""
 
 
+SERVED_UNCHANGED: Final = (
+    "See that the cloud's repository, and what stands before it, serve it unchanged; "
+    "then retry the deployment."
+)  # what to do about bytes that are not those which were signed
+
+
 class WorkFailed(DeviceError):
     """A piece of work ended without its result; `reason` says whose fault it is (R10)."""
 

@@ -190,7 +190,7 @@ def read_manifest(data: bytes) -> Manifest:
                 )
         document = ManifestDocument.model_validate(fields)
     except MessageRefused as error:
-        raise OperatorError(f"The manifest cannot be read. {error}") from error
+        raise OperatorError(f"The manifest cannot be read. {error} Mend it and import it again.") from error
     except ValidationError as error:
         raise OperatorError(_sentence(error)) from error
     update = UpdateId.of(document.updateId.provider, document.updateId.name, document.updateId.version)

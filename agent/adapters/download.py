@@ -32,6 +32,7 @@ from agent.ports import (
     CHUNK_BYTES,
     CONNECT_TIMEOUT_S,
     READ_TIMEOUT_S,
+    SERVED_UNCHANGED,
     FetchFailed,
     Stop,
     Stopped,
@@ -278,7 +279,8 @@ def _check_status(response: urllib3.BaseHTTPResponse, part: Part) -> None:
             part.drop()
             raise WorkFailed(
                 Reason.VERIFY_FAILED,
-                f"{name!r} is {length} bytes at the server, and {part.file.sizeInBytes} in the update's manifest.",
+                f"{name!r} is {length} bytes at the server, and {part.file.sizeInBytes} in the update's manifest. "
+                + SERVED_UNCHANGED,
             )
         part.restart(response.headers.get("ETag"))
         return

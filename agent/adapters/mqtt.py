@@ -249,7 +249,11 @@ class _Session:
         if code.is_failure:
             # unsupported protocol version, in both versions of MQTT here
             self.wants_other_version = self.refuses_version = code.value == 132
-            hint = "" if self.wants_other_version else ": is the token this device's?"
+            hint = (
+                ""
+                if self.wants_other_version
+                else ": is the token this device's? `lastgood device add ID --renew` gives it a new one"
+            )
             self._why = f"refused the connection ({code}){hint}"
             client.disconnect()
             return

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from agent.adapters import durable, tree
-from agent.ports import Stop, WorkFailed
+from agent.ports import SERVED_UNCHANGED, Stop, WorkFailed
 from protocol.manifest import ManifestFile
 from protocol.outcomes import Reason
 
@@ -92,7 +92,8 @@ class Part:
             self.drop()
             raise WorkFailed(
                 Reason.VERIFY_FAILED,
-                f"The bytes of {self.file.filename!r} are not those that the manifest names; they were dropped.",
+                f"The bytes of {self.file.filename!r} are not those that the manifest names; they were dropped. "
+                + SERVED_UNCHANGED,
             )
         os.fsync(self._descriptor)
         os.rename(self._path, self._target)

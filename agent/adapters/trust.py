@@ -6,7 +6,7 @@ length and sha256 are those that the order names, wherever it came from. TUF fil
 
 from hashlib import sha256
 
-from agent.ports import Fetcher, FetchFailed, WorkFailed
+from agent.ports import SERVED_UNCHANGED, Fetcher, FetchFailed, WorkFailed
 from protocol.manifest import MANIFEST_BYTES_MAX
 from protocol.messages import Assignment
 from protocol.outcomes import Reason
@@ -34,7 +34,8 @@ class SignedAssignmentTrust:
         if len(data) != target.size_bytes or sha256(data).hexdigest() != target.sha256:
             raise WorkFailed(
                 Reason.VERIFY_FAILED,
-                f"The manifest of {target.update} is not the one that the signed order names; it was dropped.",
+                f"The manifest of {target.update} is not the one that the signed order names; it was dropped. "
+                + SERVED_UNCHANGED,
             )
         return data
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final, TypeVar
+from typing import IO, Any, Final, TypeVar
 
 from protocol.errors import LastgoodError
 from simulator.demo.typist import type_command
@@ -85,7 +85,9 @@ class Backstage:
         port = free_port()
         config = folder / "agent.toml"
         config.write_text(_agent_toml(port, properties, group))
-        process = self._spawn(device, ("agent", "run", "--config", str(config), "--join", join))
+        words = ("agent", "run", "--config", str(config), "--join", join)
+        self.show(*words, secret=join)
+        process = self._spawn(device, words)
         return Agent(device, folder, port, process)
 
     def command(self, *words: str, secret: str = "") -> str:
@@ -94,9 +96,20 @@ class Backstage:
         Raises:
             DemoFailed: it failed.
         """
+        self.show(*words, secret=secret)
+        return self.quietly(*words)
+
+    def show(self, *words: str, secret: str = "") -> None:
+        """Show a command as a user types it."""
         shown = shlex.join(["lastgood", *words])
         self._show(shown.replace(secret, secret[:12] + "…") if secret else shown)
-        return self.quietly(*words)
+
+    def slots(self, agent: Agent) -> dict[str, dict[str, Any]]:
+        """Return the slots of a real agent, as `lastgood agent slots` tells them from its disk."""
+        found: dict[str, dict[str, Any]] = json.loads(
+            self.quietly("agent", "slots", "--state", str(agent.folder / "state"), "--json")
+        )
+        return found
 
     def quietly(self, *words: str) -> str:
         """Run a command without showing it.

@@ -65,6 +65,9 @@ class Story:
         """Start the cloud; the page's address comes first."""
         told = self.backstage.start_cloud()
         click.echo(click.style(f"Follow it in a browser: {told['pages']}", bold=True))
+        self.backstage.show(
+            "cloud", "up", "--data", str(self.backstage.data), "--broker", self.backstage.broker
+        )
         self.say(
             f"the same story again: lastgood demo --seed {self.cast.seed} --broker {self.backstage.broker}"
         )
@@ -148,9 +151,11 @@ class Story:
         self.say(f"some devices are well with it: {self.bad_one()['tally']['succeeded']} committed {BAD}")
         for agent in self.agents:
             row = self.wait_for_failure(agent.id)
+            self.wait_for_the_way_back(agent)
             self.say(
                 f"{agent.id}: {row['state']} ({row['reason']}), the fault of the {row['party']}: {row['detail']}"
             )
+        self.say("each went back by itself: its own disk says that it runs its last known good slot")
         self.backstage.until(
             "the policy tripped", lambda: self.bad_one()["state"] == "rolled_back", ROLLOUT_S
         )
@@ -202,6 +207,7 @@ class Story:
         if set(self.healths().split(", ")) != {"1.0.0"}:
             raise DemoFailed(f"A real agent's application is not version 1: {self.healths()}.")
         astray = [name for name, sight in self.fleet.sights().items() if not sight.on_last_known_good]
+        astray += [agent.id for agent in self.agents if not self.has_gone_back(agent)]
         if astray:
             raise DemoFailed(f"Not on their last known good slot: {counted(astray)}.")
         self.say(
@@ -280,6 +286,21 @@ class Story:
             return next((row for row in self.rows("failed") if row["device"] == device), None)
 
         return self.backstage.until(f"{device} failed on {BAD}", verdict, ROLLOUT_S)
+
+    def wait_for_the_way_back(self, agent: Agent) -> None:
+        """Wait until a real device runs its last known good slot, as its own disk says."""
+        self.backstage.until(f"{agent.id} went back", lambda: self.has_gone_back(agent), ROLLOUT_S)
+
+    def has_gone_back(self, agent: Agent) -> bool:
+        """Return whether a device that tried version 2 runs version 1 again, from its last known good slot."""
+        slots = self.backstage.slots(agent).values()
+        runs = [
+            slot["update"]
+            for slot in slots
+            if slot["booted"] and slot["last_known_good"] and slot["holds"] == "good"
+        ]
+        bad = [slot["update"] for slot in slots if slot["holds"] == "bad"]
+        return (runs, bad) == ([GOOD], [BAD])
 
     def wait_for_runs(self, group: str, update: str) -> None:
         """Wait until every member of a group runs an update, and works on nothing."""

@@ -27,6 +27,10 @@ FIRST = "1.0.0"
 GROUP = "steady"
 NUMBERS = count(1)  # every update of this file has a version of its own
 MIB = 1_048_576
+ACTION = re.compile(  # what a sentence tells a person to do
+    r"(?i)\b(mend|see|free|make|give|take|import|run|start|name|choose"
+    r"|write|use|put|copy|retry|raise|set|send|must be)\b"
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -365,7 +369,11 @@ def refusal_of(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def is_one_sentence(text: str) -> bool:
-    """Whether a person can read it at once: one line with an end, and no traceback."""
+    """Whether a person can read it at once and knows what to do: one line with an end, an action, no traceback."""
     return (
-        "\n" not in text and text[-1:] in {".", "`", ")"} and 10 < len(text) < 400 and "Traceback" not in text
+        "\n" not in text
+        and text[-1:] in {".", "`", ")"}
+        and 10 < len(text) < 400
+        and "Traceback" not in text
+        and ACTION.search(text) is not None
     )

@@ -19,9 +19,14 @@ ROOT = Path(__file__).parents[2]
 PATH = ROOT / "configs" / "scenarios" / "rollback.toml"
 OTHER_PROCESS = """
 import sys
+FORBIDDEN = ("socket.", "_thread.start_new_thread", "subprocess.", "os.fork")
+def refuse(event, arguments):
+    if event.startswith(FORBIDDEN):
+        raise AssertionError(f"a world in virtual time does {event} {arguments}")
 from pathlib import Path
 from simulator.core.scenario import read_scenario
 from simulator.virtual.world import VirtualWorld
+sys.addaudithook(refuse)
 sys.stdout.write(VirtualWorld(read_scenario(Path(sys.argv[1]).read_text(), "rollback.toml")).run().trace)
 """
 
@@ -76,7 +81,10 @@ def test_the_devices_that_had_succeeded_went_back_too(ran: tuple[VirtualWorld, R
 def test_the_same_seed_makes_the_same_bytes_and_another_seed_others(
     scenario: Scenario, ran: tuple[VirtualWorld, Run]
 ) -> None:
-    """The trace covers every byte of every message with its time, in another process with other hash seeds too."""
+    """The trace covers every byte of every message with its time, in another process with other hash seeds too.
+
+    That process is refused a socket, a thread and a process of its own.
+    """
     _, run = ran
     other = subprocess.run(
         [sys.executable, "-c", OTHER_PROCESS, str(PATH)],

@@ -61,6 +61,11 @@ def _spoilt(body: bytes, fault: str) -> bytes:
     return body
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that left is no news."""
+
+
 @contextmanager
 def serving() -> Iterator[Files]:
     """Serve on a free loopback port."""
@@ -120,11 +125,7 @@ def serving() -> Iterator[Files]:
             if cut is not None:
                 self.close_connection = True
 
-    class Server(ThreadingHTTPServer):
-        def handle_error(self, request: object, client_address: object) -> None:
-            """A client that left is no news."""
-
-    server = Server(("127.0.0.1", 0), Handler)
+    server = _Server(("127.0.0.1", 0), Handler)
     files.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()

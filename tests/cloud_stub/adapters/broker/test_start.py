@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from cloud_stub.adapters.broker import CLOUD, BrokerError, start, start_broker
+from cloud_stub.adapters.broker.mosquitto import find_mosquitto
 from cloud_stub.adapters.broker.process import BrokerProcess
 from cloud_stub.adapters.broker.start import free_port
 from cloud_stub.ports import Broker
@@ -324,3 +325,35 @@ def test_embedded_process_refuses_a_bad_configuration(text: str, tmp_path: Path)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_mosquitto_is_looked_for_on_path_and_where_debian_puts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The PATH's own comes first; the PATH of most users lacks /usr/sbin, where the package's is."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    elsewhere = [Path(folder, "mosquitto") for folder in ("/usr/sbin", "/usr/local/sbin")]
+    assert find_mosquitto(None) == next((path for path in elsewhere if os.access(path, os.X_OK)), None)
+    mine = tmp_path / "mosquitto"
+    mine.write_text("#!/bin/sh\n")
+    mine.chmod(0o755)
+    assert find_mosquitto(None) == mine
+
+
+@pytest.mark.mosquitto
+def test_mosquitto_runs_as_the_current_user(tmp_path: Path) -> None:
+    """Started by root it would become a user of its own, who cannot read the cloud's folder."""
+    if not has_mosquitto():
+        pytest.skip(MOSQUITTO_MISSING)
+    broker = start_broker("mosquitto", tmp_path, accounts={}, say=print)
+    try:
+        pids = json.loads((tmp_path / "broker.json").read_text())["pids"]
+        users = {
+            line.split()[2]  # the effective one
+            for pid in pids
+            for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+            if line.startswith("Uid:")
+        }
+        assert users == {str(os.geteuid())}
+    finally:
+        broker.stop()
