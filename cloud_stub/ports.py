@@ -33,9 +33,14 @@ class Reader(Protocol):
         """Return those of the devices that exist, by id, in one round trip."""
 
     def list_devices(
-        self, *, group: str | None = None, after: str = "", limit: int = PAGE_ROWS_MAX
+        self,
+        *,
+        group: str | None = None,
+        runs: str | None = None,
+        after: str = "",
+        limit: int = PAGE_ROWS_MAX,
     ) -> Sequence[DeviceRow]:
-        """Return devices in the order of their ids, beginning behind `after`."""
+        """Return devices in the order of their ids, beginning behind `after`; `runs` is an update's name (R22)."""
 
     def count_devices(self) -> Mapping[str, tuple[int, int]]:
         """Return for each group how many members it has, and how many of them are online."""

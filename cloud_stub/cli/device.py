@@ -35,11 +35,12 @@ def add(cloud: Cloud, ids: tuple[str, ...], renew: bool, as_json: bool) -> None:
 
 @device.command("list")
 @click.option("--group", help="Only those of one group.")
+@click.option("--runs", metavar="PROVIDER/NAME:VERSION", help="Only those that run one update.")
 @json_option
 @cloud_options
-def list_(cloud: Cloud, group: str | None, as_json: bool) -> None:
+def list_(cloud: Cloud, group: str | None, runs: str | None, as_json: bool) -> None:
     """List devices and what they run."""
-    rows = cloud.get_all("devices", "id", group=group)
+    rows = cloud.get_all("devices", "id", group=group, runs=runs)
     if as_json:
         say_json(rows)
         return
@@ -56,7 +57,7 @@ def list_(cloud: Cloud, group: str | None, as_json: bool) -> None:
             )
             for row in rows
         ),
-        empty="No device. Add one with `lastgood device add ID`.",
+        empty=f"No device runs {runs}." if runs else "No device. Add one with `lastgood device add ID`.",
     )
 
 

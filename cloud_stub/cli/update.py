@@ -170,6 +170,9 @@ def withdraw(cloud: Cloud, update_id: str, why: str, as_json: bool) -> None:
         say_json(row)
     else:
         click.echo(f"{row['update']} is withdrawn: {row['withdrawn_why']}")
+        left = len(cloud.get_all("devices", "id", runs=row["update"]))
+        listing = f"lastgood device list --runs {row['update']}"
+        click.echo(f"Devices that run it, and stay as they are: {left}{f' ({listing})' if left else ''}")
 
 
 def _read(path: Path) -> bytes:

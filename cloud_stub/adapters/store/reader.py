@@ -138,12 +138,19 @@ class SqlReader:
         return found
 
     def list_devices(
-        self, *, group: str | None = None, after: str = "", limit: int = PAGE_ROWS_MAX
+        self,
+        *,
+        group: str | None = None,
+        runs: str | None = None,
+        after: str = "",
+        limit: int = PAGE_ROWS_MAX,
     ) -> Sequence[DeviceRow]:
-        """Return devices in the order of their ids, beginning behind `after`."""
+        """Return devices in the order of their ids, beginning behind `after`; `runs` is an update's name (R22)."""
         query = select(devices).where(devices.c.id > after).order_by(devices.c.id).limit(limit)
         if group is not None:
             query = query.where(devices.c.group == group)
+        if runs is not None:
+            query = query.where(devices.c.running_update == runs)
         return DEVICE.decode_all(self._rows(query))
 
     def count_devices(self) -> Mapping[str, tuple[int, int]]:

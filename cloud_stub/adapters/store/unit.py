@@ -328,11 +328,16 @@ class SqlUnit(SqlReader):
     # lists and counts: what is staged is written first
 
     def list_devices(
-        self, *, group: str | None = None, after: str = "", limit: int = PAGE_ROWS_MAX
+        self,
+        *,
+        group: str | None = None,
+        runs: str | None = None,
+        after: str = "",
+        limit: int = PAGE_ROWS_MAX,
     ) -> Sequence[DeviceRow]:
-        """Return devices in the order of their ids, beginning behind `after`."""
+        """Return devices in the order of their ids, beginning behind `after`; `runs` is an update's name (R22)."""
         self._staging.write_devices()
-        return self._learn_devices(super().list_devices(group=group, after=after, limit=limit))
+        return self._learn_devices(super().list_devices(group=group, runs=runs, after=after, limit=limit))
 
     def count_devices(self) -> Mapping[str, tuple[int, int]]:
         """Return for each group how many members it has, and how many of them are online."""

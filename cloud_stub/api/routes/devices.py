@@ -33,12 +33,14 @@ def list_devices(
     caller: Viewer,
     service: ServiceDependency,
     group: str | None = None,
+    runs: str | None = None,
     after: After = "",
     limit: Limit = PAGE_ROWS_MAX,
 ) -> list[views.DeviceView]:
-    """List devices in the order of their ids."""
+    """List devices in the order of their ids: all, those of a group, those that run an update."""
     with service.read() as reader:
-        return [show.device_view(row) for row in reader.list_devices(group=group, after=after, limit=limit)]
+        rows = reader.list_devices(group=group, runs=runs, after=after, limit=limit)
+    return [show.device_view(row) for row in rows]
 
 
 @router.get("/devices/{device}")

@@ -42,6 +42,11 @@ def test_devices_and_groups_are_shown(ask: Run, ids: list[str]) -> None:
     listed = ask("device", "list", "--group", "north")
     assert listed.out.count("acme/pump:1.0") == 20
     assert [row["id"] for row in ask("device", "list", "--json").json] == ids
+    assert [row["id"] for row in ask("device", "list", "--runs", "acme/pump:1.0", "--json").json] == ids
+    withdrawn = ask("update", "withdraw", "acme/pump:2.0", "--why", "old").out
+    assert withdrawn.endswith("Devices that run it, and stay as they are: 0\n")
+    withdrawn = ask("update", "withdraw", "acme/pump:1.0", "--why", "old").out
+    assert withdrawn.endswith("stay as they are: 20 (lastgood device list --runs acme/pump:1.0)\n")
     shown = ask("device", "show", ids[0])
     assert "last known good" in shown.out
     assert ask("device", "show", ids[0], "--json").json["slots"][0]["booted"] is True
@@ -83,8 +88,13 @@ def test_updates_are_imported_listed_and_withdrawn(ask: Run, tmp_path: Path) -> 
     assert ask("update", "import", manifest).code == 0  # stored already: nothing has to be sent
     assert samples.ONE in ask("update", "list").out
     assert "app.tar" in ask("update", "show", samples.ONE).out
-    assert ask("update", "withdraw", samples.ONE, "--why", "it eats batteries").code == 0
+    withdrawn = ask("update", "withdraw", samples.ONE, "--why", "it eats batteries")
+    assert (withdrawn.code, withdrawn.out.splitlines()[1]) == (
+        0,
+        "Devices that run it, and stay as they are: 0",
+    )
     assert "it eats batteries" in ask("update", "show", samples.ONE).out
+    assert f"No device runs {samples.ONE}." in ask("device", "list", "--runs", samples.ONE).out
     assert "cannot be read" in ask("update", "import", tmp_path / "none.json").err
 
 

@@ -80,6 +80,9 @@ def test_R22_withdrawing_holds_members_short_of_the_switch(cloud: Cloud) -> None
     assert accepted(begun).action == "hold"
     assert accepted(begun).attempt == 1
     assert cloud.device(done.id).running_update == V2
+    with cloud.store.read() as reader:
+        assert [row.id for row in reader.list_devices(runs=V2)] == [done.id]
+        assert [row.id for row in reader.list_devices(runs=V2, group="south")] == []
 
 
 def test_R22_what_a_live_policy_names_cannot_be_withdrawn_by_hand(cloud: Cloud) -> None:
