@@ -334,6 +334,8 @@ class VirtualDevice:
     def _watch(self, effect: Watch) -> None:
         held = self.slots.slots[effect.slot]
         soak_ms = self._model.soak_ms
+        if held.holds == "trial" and self._fails(effect.tag, held.update, "crash_on_start"):
+            return  # its crash is on the way: no soak ends before it, also where a machine stood still meanwhile
         if held.holds == "trial" and self._fails(effect.tag, held.update, "health_fails"):
             detail = "the check 'http' answered 500 (by the scenario)"
             failed = Finished(effect.tag, E.HEALTH_FAILED, detail, Reason.HEALTH_FAILED)

@@ -1,10 +1,11 @@
 """The virtual fleet of these tests: devices on real MQTT whose work takes a while, so that it can be disturbed."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from agent.core.settings import Settings
-from simulator.core.fleet import Member
+from simulator.core.fleet import Failures, Member
 from simulator.device import Model
 from simulator.live.fleet import FleetOptions, LiveFleet
 from tests.processes import PROPERTIES, Cloud
@@ -23,9 +24,10 @@ def members(count: int) -> Sequence[Member]:
     ]
 
 
-def new_fleet() -> LiveFleet:
+def new_fleet(failing: Failures | None = None) -> LiveFleet:
     """Return a fleet without a device, not started."""
-    return LiveFleet(FleetOptions(7, MODEL, Settings(agent_version="virtual")))
+    model = replace(MODEL, failures=failing or {})
+    return LiveFleet(FleetOptions(7, model, Settings(agent_version="virtual")))
 
 
 def enrol(cloud: Cloud, fleet: LiveFleet, devices: Sequence[Member]) -> None:

@@ -219,7 +219,10 @@ def test_a_payload_that_is_not_what_was_signed_is_not_installed(
     deployment = a_cloud.deploy(GROUP, update)
     row = failed(a_cloud, deployment, steady)
     assert (row["reason"], row["party"], row["counted"]) == ("verify_failed", "server", False), row
-    assert steady.slots().slots[steady.slots().spare].holds in {"bad", "invalid"}
+    until(  # the verdict is told first
+        lambda: steady.slots().slots[steady.slots().spare].holds in {"bad", "invalid"},
+        "the spare to be given up",
+    )
 
     place.write_bytes(content)
     back_to_the_first(a_cloud, steady, retry(a_cloud, deployment, steady), update)

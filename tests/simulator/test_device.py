@@ -55,7 +55,7 @@ class FakeContent:
 class Bench:
     """One device, and a cloud written by hand that answers each hello and acknowledges each state."""
 
-    def __init__(self, failing: Failures, settings: Settings) -> None:
+    def __init__(self, failing: Failures, settings: Settings, soak_ms: int) -> None:
         self.clock = VirtualClock()
         self.content = FakeContent(self.clock)
         self.epoch = 0
@@ -68,7 +68,7 @@ class Bench:
         def make_core() -> Device:
             return Device("dev-1", keys, chance, settings, dict(MEMBER.properties), dict(MEMBER.tags))
 
-        model = Model(500, 0.3, 300, 0.3, 1_000, failing)
+        model = Model(500, 0.3, 300, 0.3, soak_ms, failing)
         self.device = VirtualDevice(MEMBER, make_core, chance, self.clock, self, self.content, model)
         self.device.watch_slots = lambda _, table: self.tables.extend(moves.faults(table))
         self.device.start()
@@ -153,10 +153,15 @@ class Bench:
         self.until(lambda: self.device.phase is WorkflowState.IDLE)
 
 
-def bench(how: How | None = None, attempts: int | None = None, settings: Settings | None = None) -> Bench:
+def bench(
+    how: How | None = None,
+    attempts: int | None = None,
+    settings: Settings | None = None,
+    soak_ms: int = 1_000,
+) -> Bench:
     """Return a device that runs version 1.0 and has the given failure for version 2.0."""
     failing = {("dev-1", "acme/app:2.0"): Failure(how, attempts)} if how else {}
-    made = Bench(failing, settings or Settings())
+    made = Bench(failing, settings or Settings(), soak_ms)
     made.clock.run_until(1_000)
     made.want("acme/app:1.0")
     assert made.outcome(1).result is Result.SUCCEEDED
@@ -193,6 +198,14 @@ def test_each_kind_of_failure_ends_on_the_last_known_good(how: How, reason: Reas
     assert made.device.running == "acme/app:1.0"
     assert made.device.on_last_known_good
     assert made.tables == []
+
+
+def test_a_crash_comes_before_the_end_of_any_soak() -> None:
+    """Where a machine stood still, both are due at once: a version that crashes must not be committed for it."""
+    made = bench("crash_on_start", soak_ms=1)
+    made.want("acme/app:2.0")
+    outcome = made.outcome(2)
+    assert (outcome.result, outcome.reason) == (Result.FAILED, Reason.STARTS_EXHAUSTED)
 
 
 def test_a_failure_of_the_first_attempt_lets_the_second_succeed() -> None:
