@@ -95,7 +95,7 @@ def _make_empty(env: Path) -> list[str]:
 
 def _pip_of(env: Path) -> list[str]:
     """Return the environment's own pip, or else one from outside."""
-    return _own_pip(env) if list(env.glob("lib/python*/site-packages/pip/__main__.py")) else _foreign_pip(env)
+    return _own_pip(env) if any(env.glob("lib/python*/site-packages/pip/__main__.py")) else _foreign_pip(env)
 
 
 def _own_pip(env: Path) -> list[str]:

@@ -25,11 +25,8 @@ OUR_OWN: Final = {
     "agent/core": ("protocol", "agent.core"),
     "cloud_stub/core": ("protocol", "cloud_stub.core"),
     "inspector/core": ("protocol", "inspector.core"),
-    "simulator/core": (
-        "protocol",
-        "agent.core",
-        "simulator.core",
-    ),  # virtual devices run the agent's own rules
+    # Virtual devices run the agent's own rules.
+    "simulator/core": ("protocol", "agent.core", "simulator.core"),
 }
 # fmt: off
 PURE_MODULES: Final = frozenset({

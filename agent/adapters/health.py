@@ -66,9 +66,8 @@ class HttpCheck:
         alarm.start()
         try:
             connection.request("GET", path, headers={"Connection": "close"})
-            with (
-                connection.getresponse() as response
-            ):  # an answer without a length is not ended by reading it
+            # An answer without a length is not ended by reading it.
+            with connection.getresponse() as response:
                 response.read(BODY_BYTES_MAX)
         except (OSError, http.client.HTTPException, AttributeError) as error:
             late = time.monotonic() - began >= self.timeout_s

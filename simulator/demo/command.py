@@ -14,6 +14,7 @@ import click
 from simulator.demo.backstage import Backstage, DemoFailed
 from simulator.demo.cast import cast
 from simulator.demo.story import Story
+from simulator.demo.typist import import_ahead
 from simulator.live.cloud import end_like_ctrl_c
 
 SEED_DEFAULT: Final = 7
@@ -32,6 +33,7 @@ def demo(broker: str, seed: int, quick: bool, keep: bool) -> None:
     """An update reaches a fleet, a bad one fails on real slots, and the group goes back by policy."""
     began_s = time.monotonic()
     end_like_ctrl_c()
+    import_ahead()
     with tempfile.TemporaryDirectory(prefix="lastgood-demo-") as folder:
         with Backstage(Path(folder), broker, _typed) as backstage:
             try:

@@ -15,17 +15,15 @@ from pathlib import Path
 from typing import Final
 
 _CONTEXT: Final = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    [
-        "lastgood",
-        "agent.cli",
-        "agent.config",
-        "cloud_stub.cli.deploy",
-        "cloud_stub.cli.device",
-        "cloud_stub.cli.group",
-        "cloud_stub.cli.update",
-        "cloud_stub.core.packing",
-    ]
+_IMPORTED: Final = (
+    "lastgood",
+    "agent.cli",
+    "agent.config",
+    "cloud_stub.cli.deploy",
+    "cloud_stub.cli.device",
+    "cloud_stub.cli.group",
+    "cloud_stub.cli.update",
+    "cloud_stub.core.packing",
 )
 
 
@@ -36,6 +34,11 @@ class Typed:
     code: int  # negative: the signal that ended it, SIGKILL when it went on for too long
     printed: str
     complained: str
+
+
+def import_ahead() -> None:
+    """Choose what is imported once for all commands; before the first, since the whole process has one such choice."""
+    _CONTEXT.set_forkserver_preload(list(_IMPORTED))
 
 
 def type_command(
