@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 DEADLINE_S: Final = 180.0  # generous: it is only ever reached by a failure, and machines are noisy
 LOOK_FIRST_S: Final = 0.02  # to the second look; every pause is longer than the one before it
 LOOK_LAST_S: Final = 0.3  # what is waited for needs the processor, and a look may cost as much as the work
-LOOKS_LEAST: Final = 50  # a machine that stood still meanwhile has given nobody a chance
+STOOD_STILL_S: Final = 0.5  # no look counts as more: a machine that stood still has given nobody a chance
 
 Found = TypeVar("Found")
 
@@ -21,11 +21,13 @@ def until(condition: Callable[[], Found], what: str, deadline_s: float = DEADLIN
     Raises:
         AssertionError: the deadline passed; the message says `what` was waited for, and what was seen last.
     """
-    ends, looks, pause_s = time.monotonic() + deadline_s, 0, LOOK_FIRST_S
+    waited_s, looked_at, pause_s = 0.0, time.monotonic(), LOOK_FIRST_S
     while not (seen := condition()):
-        looks += 1
-        if time.monotonic() > ends and looks > LOOKS_LEAST:
+        if waited_s > deadline_s:
             raise AssertionError(f"waited {deadline_s} s for {what}; last seen: {seen!r}")
         time.sleep(pause_s)
         pause_s = min(LOOK_LAST_S, pause_s * 1.2)
+        now = time.monotonic()
+        waited_s += min(now - looked_at, STOOD_STILL_S)
+        looked_at = now
     return seen

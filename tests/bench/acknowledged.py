@@ -25,7 +25,7 @@ from simulator.core.scenario import UpdatePart
 from simulator.live.cloud import CloudApi, OwnCloud
 from simulator.live.connection import address_of
 from tests.bench.bare import Bare, Line, converse
-from tests.bench.processes import broker_of, cpu_s
+from tests.bench.processes import HEARTBEAT_S, broker_of, cpu_s
 from tests.bench.reporting import MODEL, Reporter
 from tests.bench.table import Row, Section
 from tests.bench.wire import RawClient
@@ -99,7 +99,7 @@ def _percentiles(latencies_s: Sequence[float]) -> tuple[float, float]:
 
 def _acknowledged(engine: str, outstanding: int, rounds: int, data: Path) -> Took:
     with ExitStack() as stack:
-        own = OwnCloud(data, engine, heartbeat_s=60)
+        own = OwnCloud(data, engine, HEARTBEAT_S)
         api = own.start()
         stack.callback(own.stop)
         stack.callback(api.close)

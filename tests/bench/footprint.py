@@ -16,7 +16,7 @@ from typing import Final
 from protocol.join import decode_join
 from simulator.live.cloud import OwnCloud
 from simulator.live.connection import address_of
-from tests.bench.processes import cpu_s, resident_mib
+from tests.bench.processes import HEARTBEAT_S, cpu_s, resident_mib
 from tests.bench.table import Row, Section
 from tests.waiting import until
 
@@ -37,7 +37,7 @@ client.loop_forever()
 def measure(rounds: int, folder: Path, engine: str = "auto") -> Section:
     """Measure, and return the table's section."""
     with ExitStack() as stack:
-        own = OwnCloud(folder / "cloud", engine, heartbeat_s=60)
+        own = OwnCloud(folder / "cloud", engine, HEARTBEAT_S)
         api = own.start()
         stack.callback(own.stop)
         stack.callback(api.close)

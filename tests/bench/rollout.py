@@ -32,14 +32,13 @@ from simulator.device import Model
 from simulator.live.cloud import CloudApi, OwnCloud
 from simulator.live.fleet import Changed, FleetOptions, LiveFleet
 from tests.bench.bare import Bare, Line, converse
-from tests.bench.processes import broker_of, bytes_to, cpu_s
+from tests.bench.processes import HEARTBEAT_S, broker_of, bytes_to, cpu_s
 from tests.bench.table import Row, Section
 from tests.waiting import until
 
 UPDATE: Final = "bench/payload:1.0"
 COMPATIBLE: Final = {"model": "virtual"}
 REHEARSING: Final = 5
-FLOORS: Final = 3  # rounds of the floor; the best one is the floor
 DEADLINE_S: Final = 300.0
 QUICK: Final = Model(1, 0, 1, 0, 1, {})
 
@@ -52,6 +51,7 @@ class Plan:
     devices: int = 1_000
     payload_bytes: int = 1_000_000
     fetch_every: int = 10  # one device in so many downloads for itself, the others share a download
+    floors: int = 3  # rounds of the floor; the best one is the floor
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,8 @@ def measure(plan: Plan, folder: Path) -> Section:
     """Roll out, roll the floor, and return the table's section."""
     took, script = _roll_out(plan, folder)
     floors = [
-        converse(script, plan.devices, plan.engine, folder / f"floor-{number}") for number in range(FLOORS)
+        converse(script, plan.devices, plan.engine, folder / f"floor-{number}")
+        for number in range(plan.floors)
     ]
     bare = min(floors, key=lambda floor: floor.seconds)
     return _section(plan, took, bare, script)
@@ -111,7 +112,7 @@ def _section(plan: Plan, took: Took, bare: Bare, script: Sequence[Line]) -> Sect
 
 def _roll_out(plan: Plan, folder: Path) -> tuple[Took, list[Line]]:
     with ExitStack() as stack:
-        own = OwnCloud(folder / "cloud", plan.engine, heartbeat_s=60)
+        own = OwnCloud(folder / "cloud", plan.engine, HEARTBEAT_S)
         api = own.start()
         stack.callback(own.stop)
         stack.callback(api.close)

@@ -27,7 +27,7 @@ def test_a_rollout_is_measured_beside_its_conversation(engine: str, tmp_path: Pa
     """Every device commits, and the floor plays the conversation that a rehearsal heard."""
     if engine == "mosquitto" and shutil.which("mosquitto", path=MOSQUITTO_PATH) is None:
         pytest.skip("mosquitto is not installed: run `apt-get install mosquitto`")
-    rows = rows_of(rollout.measure(rollout.Plan(engine, 8, 10_000, 4), tmp_path))
+    rows = rows_of(rollout.measure(rollout.Plan(engine, 8, 10_000, 4, floors=1), tmp_path))
     assert rows["HTTP bytes a device"].value >= 10_000 / 4
     traffic = rows["MQTT bytes a device"]
     assert traffic.floor is not None
