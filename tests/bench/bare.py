@@ -9,6 +9,7 @@ other has said its own, for every device at once.
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -51,6 +52,7 @@ class Bare:
     seconds: float
     broker_cpu_s: float
     cloud_cpu_s: float
+    fleet_cpu_s: float
     latencies_s: tuple[float, ...]  # from a device's line to the cloud's next one
 
 
@@ -71,19 +73,19 @@ def converse(script: Sequence[Line], devices: int, engine: str, folder: Path, ro
         lines = [(line.up, line.kind, line.size_bytes) for line in script]
         print(json.dumps({"script": lines, "rounds": rounds, "names": names}), file=cloud.stdin, flush=True)
         assert cloud.stdout.readline() == "ready\n"
-        begun = cpu_s(broker.pid or 0), cpu_s(cloud.pid)
+        pids = broker.pid or 0, cloud.pid, os.getpid()
+        begun = [0.0] * len(pids)
 
         def go() -> None:
-            nonlocal begun
-            begun = cpu_s(broker.pid or 0), cpu_s(cloud.pid)
+            begun[:] = map(cpu_s, pids)
             assert cloud.stdin is not None
             cloud.stdin.write("go\n")
             cloud.stdin.flush()
 
         fleet = _Fleet(list(script) * rounds, names)
         seconds = asyncio.run(fleet.run(broker.host, broker.port, go))
-        broker_cpu = cpu_s(broker.pid or 0) - begun[0]
-        return Bare(seconds, broker_cpu, cpu_s(cloud.pid) - begun[1], tuple(fleet.latencies_s))
+        broker_s, cloud_s, fleet_s = (cpu_s(pid) - before for pid, before in zip(pids, begun, strict=True))
+        return Bare(seconds, broker_s, cloud_s, fleet_s, tuple(fleet.latencies_s))
 
 
 class _Side:

@@ -100,12 +100,19 @@ def _section(plan: Plan, took: Took, bare: Bare, script: Sequence[Line]) -> Sect
                 "fleet's CPU",
                 took.cpu_s["fleet"],
                 "s",
+                bare.fleet_cpu_s,
                 note=f"agents' cores, and {fetched} downloads for itself",
             ),
             Row(
                 "MQTT bytes a device", took.mqtt_bytes / devices, "B", took.payload_bytes / devices, note=more
             ),
-            Row("HTTP bytes a device", took.fetched_bytes / devices, "B", note=f"{fetched} downloads"),
+            Row(
+                "HTTP bytes a device",
+                took.fetched_bytes / devices,
+                "B",
+                plan.payload_bytes / plan.fetch_every,
+                note=f"{fetched} downloads; floor: so much of the payload",
+            ),
         ),
     )
 

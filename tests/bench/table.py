@@ -18,13 +18,13 @@ class Row:
     name: str
     value: float
     unit: str
-    floor: float | None = None
+    floor: float
     less_is_better: bool = True
     note: str = ""
 
     @property
     def ratio(self) -> float | None:
-        """How many times worse than the floor: 1 is as good, 2 is twice the cost or half the rate."""
+        """How many times worse than the floor: 1 is as good, 2 twice the cost or half the rate; None beside a zero."""
         if not self.floor or not self.value:
             return None
         return self.value / self.floor if self.less_is_better else self.floor / self.value
@@ -69,9 +69,8 @@ def markdown(sections: Iterable[Section]) -> str:
 
 def cells(row: Row) -> tuple[str, str, str, str, str]:
     """Return a row as text."""
-    floor = "" if row.floor is None else f"{number(row.floor)} {row.unit}"
     ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-    return row.name, f"{number(row.value)} {row.unit}", floor, ratio, row.note
+    return row.name, f"{number(row.value)} {row.unit}", f"{number(row.floor)} {row.unit}", ratio, row.note
 
 
 def number(value: float) -> str:
