@@ -176,13 +176,21 @@ def _is_presumed(row: AssignmentRow, outcome: OutcomeReport) -> bool:
 
     A time-out is presumed; so is that a member which left had not begun, and that it runs what it last said it ran.
     So is a failure of the device's own disk before the switch: an agent that could not record it resumes the attempt
-    after a power loss, and may tell another end of it.
+    after a power loss, and may tell another end of it. And so is that an attempt ordered anew stays failed: past the
+    switch no hold stops what its older epoch's failure crossed, and it succeeds under the newer one (R5, R7).
     """
     if outcome.result is Result.ABANDONED:
         return False
     if row.state is _S.FAILED:
-        unrecorded = row.reason is Reason.DISK and row.party is Party.DEVICE
-        return row.reason is Reason.TIMED_OUT or (unrecorded and outcome.reason is not Reason.DISK)
+        unrecorded = (
+            row.reason is Reason.DISK and row.party is Party.DEVICE and outcome.reason is not Reason.DISK
+        )
+        tried_anew = outcome.result is Result.SUCCEEDED and outcome.epoch == row.epoch
+        return (
+            row.reason is Reason.TIMED_OUT
+            or unrecorded
+            or (tried_anew and row.reason is not Reason.FELL_BACK)
+        )
     if row.state is _S.SUCCEEDED:
         return row.already_there and outcome.result is Result.FAILED
     return row.state in (*OUTSIDE, _S.CANCELED) and row.sha256 is not None

@@ -123,6 +123,36 @@ def test_R7_a_failure_that_crossed_a_new_order_of_its_attempt_stops_it(cloud: Cl
     assert cloud.device("a").epoch == accepted(pi).epoch
 
 
+def test_R5_R7_a_success_that_no_hold_could_stop_replaces_the_failure_that_crossed_its_order(
+    cloud: Cloud,
+) -> None:
+    """The device is past the switch under the newer epoch: it succeeds, and nothing that is told again undoes that."""
+    pi = cloud.pi("a", "north")
+    deployment = cloud.deploy("north", V2)
+    old, new = ordered_again(cloud, pi)
+    cloud.end(pi, old, Result.FAILED, Reason.HEALTH_FAILED, W.CONFIRMING)
+    assert (cloud.row(deployment, "a").state, cloud.row(deployment, "a").counted) == (S.FAILED, True)
+    cloud.succeed(pi, new)
+    cloud.state(pi)  # both outcomes once more, as after a lost acknowledgement
+    row = cloud.row(deployment, "a")
+    assert (row.state, row.attempt, row.counted) == (S.SUCCEEDED, 1, False)
+    cloud.check_tallies()
+
+
+def test_R7_R18_a_success_that_is_told_again_does_not_undo_the_fall_back_after_it(cloud: Cloud) -> None:
+    """Success and fall-back bear the same epoch, and both are told until they are acknowledged."""
+    pi = running(cloud, 1)[0]
+    before = pi.running
+    deployment = cloud.deploy("north", V2)
+    order = cloud.begin(pi)
+    cloud.succeed(pi)
+    pi.running = before
+    cloud.end(pi, order, Result.FAILED, Reason.FELL_BACK)
+    cloud.state(pi)
+    row = cloud.row(deployment, pi.id)
+    assert (row.state, row.reason, row.counted) == (S.FAILED, Reason.FELL_BACK, True)
+
+
 def test_R19_a_device_that_comes_back_after_a_hold_gets_a_new_attempt(cloud: Cloud) -> None:
     """It was moved to a group without a deployment in mid-download, stopped, and came back."""
     pi = cloud.pi("a", "north")
