@@ -1,8 +1,8 @@
 """Make the project's environment (`.venv`) from its hash-locked requirements, with nothing but a Python 3.11.
 
 It is not a package manager: pip does the work. It keeps three rules: only what the lock names is installed, with the
-lock's hashes; a Python without `ensurepip` (Debian's, as it comes) is served by any pip there is, and else one line
-says what to install; and what is up to date is left alone, so that a second run is instant.
+lock's hashes; any pip there is does it, else one that `ensurepip` makes (Debian's Python, as it comes, has neither: one
+line says what to install); and what is up to date is left alone, so that a second run is instant.
 
     python3 .ci/make_env.py [--env .venv] [--root .]
 
@@ -25,6 +25,7 @@ PROJECT = "pyproject.toml"
 STAMP = ".lastgood-stamp"
 OLDEST = (3, 11)
 PIP_OLDEST = (22, 3)  # the first that can install into another environment (`pip --python`)
+NO_PIP = "this python3 has neither ensurepip nor pip: run `apt install python3-venv`, then make again."
 
 
 class CannotMake(Exception):
@@ -66,7 +67,8 @@ def make(root: Path, env: Path) -> None:
     if found[:1] != wanted[:1] or not python.exists():
         _say(f"making {env.name} from {LOCK} (a minute or two)")
         pip = _make_empty(env)
-        locked = ["--require-hashes", "--no-deps", "-r", str(root / LOCK)]
+        # Not compiled: of a million lines most are never imported, and Python compiles what is.
+        locked = ["--require-hashes", "--no-deps", "--no-compile", "-r", str(root / LOCK)]
         _run([*pip, "install", *locked], "pip could not install the lock")
     else:
         pip = _pip_of(env)
@@ -84,8 +86,14 @@ def make(root: Path, env: Path) -> None:
 
 
 def _make_empty(env: Path) -> list[str]:
-    """Make an empty environment; return the pip command that installs into it."""
-    pip = None if _has_ensurepip() else _foreign_pip(env)
+    """Make an empty environment; return the pip command that installs into it, its own only where there is no other.
+
+    Raises:
+        CannotMake: there is no other, and `ensurepip` makes none.
+    """
+    pip = _foreign_pip(env)
+    if pip is None and not _has_ensurepip():
+        raise CannotMake(NO_PIP)
     try:
         venv.EnvBuilder(clear=True, symlinks=True, with_pip=pip is None).create(env)
     except subprocess.CalledProcessError as failed:
@@ -94,8 +102,17 @@ def _make_empty(env: Path) -> list[str]:
 
 
 def _pip_of(env: Path) -> list[str]:
-    """Return the environment's own pip, or else one from outside."""
-    return _own_pip(env) if any(env.glob("lib/python*/site-packages/pip/__main__.py")) else _foreign_pip(env)
+    """Return the environment's own pip, or else one from outside.
+
+    Raises:
+        CannotMake: there is neither.
+    """
+    if any(env.glob("lib/python*/site-packages/pip/__main__.py")):
+        return _own_pip(env)
+    pip = _foreign_pip(env)
+    if pip is None:
+        raise CannotMake(NO_PIP)
+    return pip
 
 
 def _own_pip(env: Path) -> list[str]:
@@ -111,21 +128,15 @@ def _has_ensurepip() -> bool:
     return bool(ensurepip.version())
 
 
-def _foreign_pip(env: Path) -> list[str]:
-    """Return a pip outside the environment that installs into it, with the configuration it has.
-
-    Raises:
-        CannotMake: there is none, or only one that is too old.
-    """
+def _foreign_pip(env: Path) -> list[str] | None:
+    """Return a pip outside the environment that installs into it, with the configuration it has; None without one."""
     into = ["--python", str(env / "bin" / "python")]
     if _version_here() >= PIP_OLDEST:
         return [sys.executable, "-m", "pip", *into]
     for path in filter(None, (shutil.which("pip3"), shutil.which("pip"))):
         if _version_of(path) >= PIP_OLDEST:
             return [path, *into]
-    raise CannotMake(
-        "this python3 has neither ensurepip nor pip: run `apt install python3-venv`, then make again."
-    )
+    return None
 
 
 def _version_here() -> tuple[int, ...]:

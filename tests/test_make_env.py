@@ -30,7 +30,13 @@ def build_editable(folder, settings=None, metadata=None):
         wheel.writestr(info + "RECORD", "")
     return name
 """
-HIDDEN = 'raise ImportError("hidden by the test")\n'
+# Runs a script as if it could not import some modules; the processes that it starts can.
+HIDING = """
+import runpy, sys
+hidden, sys.argv = sys.argv[1], sys.argv[2:]
+sys.modules.update(dict.fromkeys(hidden.split(",")))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 def _bare_pythons() -> Iterator[Path]:
@@ -49,12 +55,6 @@ def _has(python: Path, module: str) -> bool:
     return (
         subprocess.run([python, "-c", f"import {module}"], capture_output=True, check=False).returncode == 0
     )
-
-
-def _quickest() -> tuple[Path, tuple[str, ...]]:
-    """Return a Python and what to hide from it: where a pip is at hand, none is put into the environment first."""
-    python = next(_bare_pythons())
-    return python, ("ensurepip",) if _has(python, "pip") else ()
 
 
 @pytest.fixture(params=list(_bare_pythons()), ids=str)
@@ -95,21 +95,17 @@ def _lock(root: Path, sha256: str) -> None:
 
 def _make_env(python: Path, checkout: Path, hide: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     """Run the script with `python`, the modules in `hide` not importable, and no other pip to be found on the PATH."""
-    shims = checkout.parent / "shims"
-    shims.mkdir(exist_ok=True)
-    for module in hide:
-        (shims / f"{module}.py").write_text(HIDDEN)
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "PYTHON"))
     }
     environment |= {
         "PATH": str(checkout.parent / "empty"),
-        "PYTHONPATH": str(shims),
         "PIP_CONFIG_FILE": os.devnull,
         "PIP_NO_INDEX": "1",
         "PIP_FIND_LINKS": str(checkout.parent / "wheels"),
     }
-    command = [str(python), str(SCRIPT), "--root", str(checkout)]
+    hiding = ["-c", HIDING, ",".join(hide)] if hide else []
+    command = [str(python), *hiding, str(SCRIPT), "--root", str(checkout)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -117,14 +113,12 @@ def _imports(checkout: Path, module: str) -> bool:
     return _has(checkout / ".venv" / "bin" / "python", module)
 
 
-@pytest.mark.parametrize("hide", [(), ("ensurepip",)], ids=["as it is", "ensurepip hidden"])
-def test_makes_the_environment(python: Path, checkout: Path, hide: tuple[str, ...]) -> None:
-    """The environment holds what the lock names and the project, with ensurepip and without it."""
-    if not hide and not _has(python, "ensurepip"):
-        pytest.skip(f"{python} has no ensurepip, which this case is about")
-    if hide and not _has(python, "pip"):
-        pytest.skip(f"{python} has no pip, which takes over when ensurepip is hidden")
-    ran = _make_env(python, checkout, hide)
+@pytest.mark.parametrize(("with_", "hidden"), [("ensurepip", "pip"), ("pip", "ensurepip")])
+def test_makes_the_environment(python: Path, checkout: Path, with_: str, hidden: str) -> None:
+    """The environment holds what the lock names and the project, with ensurepip alone and with pip alone."""
+    if not _has(python, with_):
+        pytest.skip(f"{python} has no {with_}, which this case is about")
+    ran = _make_env(python, checkout, (hidden,))
     assert ran.returncode == 0, ran.stderr
     assert _imports(checkout, "locked_in")
     assert _imports(checkout, "backend.tiny_backend")
@@ -141,33 +135,33 @@ def test_without_ensurepip_and_pip_one_line_says_what_to_install(python: Path, c
 
 def test_is_instant_when_nothing_changed_and_starts_anew_when_the_lock_did(checkout: Path) -> None:
     """A second run touches nothing; a change of the project installs it alone; a change of the lock clears."""
-    python, hide = _quickest()
+    python = next(_bare_pythons())
     env = checkout / ".venv"
-    assert _make_env(python, checkout, hide).returncode == 0
+    assert _make_env(python, checkout).returncode == 0
     stray = env / "stray"
     stray.touch()
     stamp = (env / STAMP).stat().st_mtime_ns
-    again = _make_env(python, checkout, hide)
+    again = _make_env(python, checkout)
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
     assert (env / STAMP).stat().st_mtime_ns == stamp
 
     with (checkout / "pyproject.toml").open("a") as project:
         project.write("# changed\n")
-    assert _make_env(python, checkout, hide).returncode == 0
+    assert _make_env(python, checkout).returncode == 0
     assert (env / STAMP).stat().st_mtime_ns != stamp
     assert stray.exists()
 
     with (checkout / "requirements.lock").open("a") as lock:
         lock.write("# changed\n")
-    assert _make_env(python, checkout, hide).returncode == 0
+    assert _make_env(python, checkout).returncode == 0
     assert not stray.exists()
 
 
 def test_refuses_what_has_another_hash(checkout: Path) -> None:
     """A file whose bytes are not those of the lock is not installed, and the environment stays unfinished."""
-    python, hide = _quickest()
+    python = next(_bare_pythons())
     _lock(checkout, "0" * 64)
-    ran = _make_env(python, checkout, hide)
+    ran = _make_env(python, checkout)
     assert ran.returncode == 1
     assert ran.stderr.rstrip().endswith(
         "make_env: pip could not install the lock; its own words stand above."
