@@ -33,7 +33,9 @@ from simulator.live.stage import LiveStage
 from simulator.virtual.invariants import InvariantBroken
 from simulator.virtual.world import VirtualWorld
 
-LOOK_S: Final = 0.2  # between two looks at the fleet: far below what a person sees, far above what they cost
+LOOK_S: Final = 0.2  # between two looks at the fleet, at least: far below what a person sees
+LOOKS_MOST: Final = 0.2  # of the time is looked, at most, and up to this pause: a look asks the cloud, too
+LOOK_LAST_S: Final = 2.0
 HELD: Final = 0
 NOT_HELD: Final = 1
 SHOWN_MAX: Final = 12  # failing devices that are named
@@ -173,9 +175,12 @@ def _live(scenario: Scenario, options: Options, console: Console) -> Ending:
         stage = LiveStage(fleet, api, fleet_members, options.seed, renew=options.renew)
         play = Play(scenario, stage, time.monotonic(), display.say)
         display.say(f"{stage.arrive()} devices arrive")
-        while not play.advance(time.monotonic()):
+        began = time.monotonic()
+        while not play.advance(began):
             display.update(fleet.sights(), play.waits_for, fleet.figures().said)
-            time.sleep(LOOK_S)
+            looked_s = time.monotonic() - began
+            time.sleep(min(LOOK_LAST_S, max(LOOK_S, looked_s / LOOKS_MOST)))
+            began = time.monotonic()
         sights, figures = fleet.sights(), fleet.figures()
         left = fleet.stop()
     _summary(console, sights)

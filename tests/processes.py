@@ -129,7 +129,7 @@ def environment() -> dict[str, str]:
 class Cloud:
     """One cloud on one data folder; it can be killed and started again. Use it in a `with`."""
 
-    def __init__(self, data: Path, engine: str = "embedded", *, heartbeat_s: float = 2) -> None:
+    def __init__(self, data: Path, engine: str = "embedded", *, heartbeat_s: float = 10) -> None:
         self.data = data
         self.engine = engine
         self.http: httpx.Client | None = None
@@ -406,6 +406,6 @@ command = {command}
 kind = "http"
 name = "beacon"
 url = "http://127.0.0.1:{agent.port}/health"
-interval_s = 0.1
+interval_s = 0.5
 timeout_s = 60
 """

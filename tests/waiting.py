@@ -8,9 +8,14 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 DEADLINE_S: Final = 180.0  # generous: it is only ever reached by a failure, and machines are noisy
-LOOK_FIRST_S: Final = 0.02  # to the second look; every pause is longer than the one before it
-LOOK_LAST_S: Final = 0.3  # what is waited for needs the processor, and a look may cost as much as the work
-STOOD_STILL_S: Final = 0.5  # no look counts as more: a machine that stood still has given nobody a chance
+LOOK_FIRST_S: Final = 0.02  # to the second look
+LOOKS_A_WAIT: Final = (
+    20  # then each pause is so large a part of the wait: looks take the time of what is waited for
+)
+LOOK_LAST_S: Final = 2.0
+STOOD_STILL_S: Final = (
+    0.5  # beyond the pause nothing counts: a machine that stood still has given nobody a chance
+)
 
 Found = TypeVar("Found")
 
@@ -21,13 +26,13 @@ def until(condition: Callable[[], Found], what: str, deadline_s: float = DEADLIN
     Raises:
         AssertionError: the deadline passed; the message says `what` was waited for, and what was seen last.
     """
-    waited_s, looked_at, pause_s = 0.0, time.monotonic(), LOOK_FIRST_S
+    waited_s, looked_at = 0.0, time.monotonic()
     while not (seen := condition()):
         if waited_s > deadline_s:
             raise AssertionError(f"waited {deadline_s} s for {what}; last seen: {seen!r}")
+        pause_s = min(LOOK_LAST_S, max(LOOK_FIRST_S, waited_s / LOOKS_A_WAIT))
         time.sleep(pause_s)
-        pause_s = min(LOOK_LAST_S, pause_s * 1.2)
         now = time.monotonic()
-        waited_s += min(now - looked_at, STOOD_STILL_S)
+        waited_s += min(now - looked_at, pause_s + STOOD_STILL_S)
         looked_at = now
     return seen

@@ -31,7 +31,10 @@ LOG_BYTES_MAX: Final = 1_048_576  # of the log and of the one before it, each
 TAIL_BYTES: Final = 4_096  # of the log that is looked at for the last line
 UNIT_POLL_S: Final = 5.0  # between two questions to systemd
 SYSTEMCTL_TIMEOUT_S: Final = 120.0  # systemd's own default is 90
-_POLL_S: Final = 0.02
+_POLL_FIRST_S: Final = (
+    0.02  # to the second look at a session that ends; every pause is longer than the one before it
+)
+_POLL_LAST_S: Final = 0.25  # a look reads all of /proc
 _WAIT_FOR_GO: Final = 'read -r go && exec "$@" </dev/null'
 
 
@@ -307,7 +310,7 @@ def _members(session: int) -> list[int]:
 
 def _end_session(session: int, patience_s: float, number: signal.Signals) -> bool:
     """Send the signal to each process of the session, the newborn too, and return whether all are gone in time."""
-    deadline = time.monotonic() + patience_s
+    deadline, pause_s = time.monotonic() + patience_s, _POLL_FIRST_S
     told: set[int] = set()
     while members := _members(session):
         for pid in members:
@@ -317,7 +320,8 @@ def _end_session(session: int, patience_s: float, number: signal.Signals) -> boo
                     os.kill(pid, number)
         if time.monotonic() > deadline:
             return False
-        time.sleep(_POLL_S)
+        time.sleep(pause_s)
+        pause_s = min(_POLL_LAST_S, pause_s * 1.5)
     return True
 
 

@@ -25,7 +25,8 @@ from cloud_stub.adapters.broker.stale import end_stale, forget_record, write_rec
 
 _RELOAD_S = 5.0  # mosquitto hashes every connected client's token again when it reads its accounts
 _STOP_S = 5.0  # above the leash's own grace
-_POLL_S = 0.01  # between two questions to a broker that is starting or reloading
+_POLL_FIRST_S = 0.01  # to the second question to a broker that is starting or reloading; each pause is longer
+_POLL_LAST_S = 0.2
 _LOG_TAIL_BYTES = 2_000
 _LOG_TAIL_LINES = 3
 
@@ -158,11 +159,12 @@ class BrokerProcess:
         return token
 
     def _await_probe(self, token: str, wait_s: float) -> bool:
-        deadline_s = time.monotonic() + wait_s
+        deadline_s, pause_s = time.monotonic() + wait_s, _POLL_FIRST_S
         while self.alive() and time.monotonic() < deadline_s:
             if is_let_in(self.host, self.service_port, PROBE, token):
                 return True
-            time.sleep(_POLL_S)
+            time.sleep(pause_s)
+            pause_s = min(_POLL_LAST_S, pause_s * 1.2)
         return False
 
     def _read_pid(self, leash_said: IO[bytes]) -> int:
