@@ -29,6 +29,12 @@ settings.register_profile("lastgood", deadline=None, suppress_health_check=[Heal
 settings.load_profile("lastgood")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files with slow tests first: what begins last is waited for by all workers but one."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def pytest_collection_finish() -> None:
     """Leave what has been imported and collected out of every later garbage collection: it stays to the end."""
     gc.collect()

@@ -113,6 +113,7 @@ def _imports(checkout: Path, module: str) -> bool:
     return _has(checkout / ".venv" / "bin" / "python", module)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("with_", "hidden"), [("ensurepip", "pip"), ("pip", "ensurepip")])
 def test_makes_the_environment(python: Path, checkout: Path, with_: str, hidden: str) -> None:
     """The environment holds what the lock names and the project, with ensurepip alone and with pip alone."""

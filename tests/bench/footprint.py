@@ -18,7 +18,7 @@ from simulator.live.cloud import OwnCloud
 from simulator.live.connection import address_of
 from tests.bench.processes import HEARTBEAT_S, cpu_s, resident_mib
 from tests.bench.table import Row, Section
-from tests.waiting import until
+from tests.waiting import DEADLINE_S, until
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 BARE: Final = """
@@ -88,7 +88,7 @@ def _started(words: list[str], log: Path) -> tuple[float, float, float]:
             found = resident_mib(process.pid), cpu_s(process.pid)
         finally:
             process.send_signal(signal.SIGTERM)
-            process.wait(20)
+            process.wait(DEADLINE_S)
     return *found, _imports_s(log)
 
 

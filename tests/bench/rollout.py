@@ -230,7 +230,7 @@ class Tap:
         )
         self._client.connect(address.hostname or "", address.port or 0)
         self._client.loop_start()
-        ready.get(timeout=10)
+        ready.get(timeout=DEADLINE_S)
 
     def __enter__(self) -> "Tap":
         return self

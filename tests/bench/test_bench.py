@@ -23,6 +23,7 @@ def rows_of(section: Section) -> dict[str, Row]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["embedded", "mosquitto"])
 def test_a_rollout_is_measured_beside_its_conversation(engine: str, tmp_path: Path) -> None:
     """Every device commits, and the floor plays the conversation that a rehearsal heard."""

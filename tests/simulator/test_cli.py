@@ -111,6 +111,7 @@ def test_a_live_run_on_its_own_cloud_holds(capsys: pytest.CaptureFixture[str]) -
     assert "50 connections" in said
 
 
+@pytest.mark.slow
 def test_sigterm_ends_its_own_cloud_too(tmp_path: Path) -> None:
     """As Ctrl-C does: the run ends with 130, and nothing answers where its cloud was."""
     out = tmp_path / "out"

@@ -54,6 +54,7 @@ def at(service: DirectService, ids: list[str]) -> Iterator[Served]:
         yield found
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_every_page_is_read_in_a_browser_without_complaints(at: Served, chromium: Chrome) -> None:
     """Signed in by the printed address; no script error, nothing refused or missing, nothing wider than a phone."""
