@@ -16,6 +16,7 @@ from protocol.errors import DeviceError
 from protocol.outcomes import Reason
 
 FILE_MODE: Final = 0o600  # state is nobody else's business unless the caller says so
+FOLDER_MODE: Final = 0o711  # and no name in it; but an application of another user may pass to its slot
 RESERVE_BYTES: Final = 8_388_608  # that no update may take from the disk: records and logs have to be written
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -74,7 +75,7 @@ def replace_symlink(path: Path, target: str) -> None:
     sync_folder(path.parent)
 
 
-def make_folder(path: Path, *, mode: int = 0o700) -> None:
+def make_folder(path: Path, *, mode: int = FOLDER_MODE) -> None:
     """Make a folder and its missing parents, durably; one that is there is left as it is.
 
     Raises:

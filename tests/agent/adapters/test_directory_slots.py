@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.adapters import durable, lock
 from agent.adapters.directory_slots import DirectorySlots
 from agent.core.model import SLOTS, Holds, SlotName
 from protocol.errors import DeviceError
@@ -34,6 +35,23 @@ def test_a_new_device_has_an_empty_booted_slot(slots: DirectorySlots) -> None:
     assert (table.booted, table.last_known_good, table.spare) == ("A", "A", "B")
     assert {slot.holds for slot in table.slots.values()} == {Holds.EMPTY}
     assert slots.recover() == table
+
+
+def test_an_application_of_another_user_may_pass_to_its_slot(tmp_path: Path) -> None:
+    """From the state folder on everybody may go down to a slot, and read there; what the agent keeps is its own."""
+    state = tmp_path / "lib" / "lastgood"
+    with lock.hold(state):
+        slots = DirectorySlots(state / "slots")
+        slots.recover()
+        install(slots, an_update())
+        durable.replace_file(state / "record.json", b"{}")
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in state.rglob("*")}
+    assert {stat.S_IMODE(folder.stat().st_mode) for folder in (state.parent, state)} == {0o711}
+    assert all(
+        modes[folder] & 0o001 for folder in (state / "slots", slots.path("B"), slots.path("B") / "bin")
+    )
+    assert modes[slots.path("B") / "app.txt"] & 0o004
+    assert {modes[state / name] for name in ("record.json", lock.NAME)} == {0o600}
 
 
 def test_an_update_goes_through_the_spare_slot(slots: DirectorySlots) -> None:
