@@ -7,7 +7,6 @@ one inbox; nothing but this loop calls the core.
 
 import contextlib
 import queue
-import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
@@ -89,7 +88,7 @@ class Runtime:
         self._say = say
         self._now_ms = now_ms
         self._inbox: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
-        self._stopping = threading.Event()
+        self._stopping = False  # no Event: a second signal would wait for the lock that the first one holds
         self._worker = Worker(ports, self.post)
         self._link: Link | None = None
         self._end_told = False
@@ -104,7 +103,7 @@ class Runtime:
 
     def stop(self) -> None:
         """End `run` soon; safe from a signal handler."""
-        self._stopping.set()
+        self._stopping = True
         self._inbox.put(None)
 
     def run(self, link: Link) -> None:
@@ -118,7 +117,7 @@ class Runtime:
         try:
             self.handle(self._started())
             link.start()
-            while not self._stopping.is_set():
+            while not self._stopping:
                 self._turn()
         finally:
             self._worker.close()
