@@ -152,23 +152,46 @@ def connected(address: Address) -> Iterator[Cloud]:
     """Open a connection for the length of a command.
 
     Raises:
-        OperatorError: the address is none.
+        OperatorError: the address is none, or the token cannot be one.
     """
-    host = urlsplit(address.url).hostname
-    if urlsplit(address.url).scheme not in ("http", "https") or not host:
-        raise OperatorError(f"{address.url!r} is not the address of a cloud; write it as http://host:port.")
-    with httpx.Client(
-        base_url=f"{address.url}/api/v1/",
-        headers={"Authorization": f"Bearer {address.token}"},
-        timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
-        trust_env=host not in LOOPBACK,  # a proxy of the environment has no business on this machine
-    ) as client:
+    with http_client(address, httpx.Timeout(ANSWER_S, connect=CONNECT_S)) as client:
         yield Cloud(address, client)
+
+
+def http_client(address: Address, timeout: httpx.Timeout) -> httpx.Client:
+    """Return an HTTP client whose addresses are relative to the API.
+
+    Raises:
+        OperatorError: the address is none, or the token cannot be one.
+    """
+    host = host_of(address.url)
+    if not host:
+        raise OperatorError(f"{address.url!r} is not the address of a cloud; write it as http://host:port.")
+    if not (address.token.isascii() and address.token.isprintable()):
+        raise OperatorError(
+            f"The API token for {address.url} has characters that no token has; look at --token."
+        )
+    return httpx.Client(
+        base_url=f"{address.url.rstrip('/')}/api/v1/",
+        headers={"Authorization": f"Bearer {address.token}"},
+        timeout=timeout,
+        trust_env=host not in LOOPBACK,  # a proxy of the environment has no business on this machine
+    )
 
 
 def segment(text: str) -> str:
     """Return a text as one part of a path."""
     return quote(text, safe="")
+
+
+def host_of(url: str) -> str | None:
+    """Return the host that an address of HTTP names; None when it is no such address."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises when it is no number
+        return parts.hostname if parts.scheme in ("http", "https") else None
+    except ValueError:
+        return None
 
 
 def _refusal(answer: httpx.Response) -> OperatorError | ServiceError:

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
 import click
 import uvicorn
@@ -31,6 +30,7 @@ from cloud_stub.adapters.mqtt import Link
 from cloud_stub.adapters.store import open_store
 from cloud_stub.api.access import Role
 from cloud_stub.api.app import create_app
+from cloud_stub.cli.client import host_of
 from cloud_stub.core.links import signed_query
 from cloud_stub.orchestrator import Orchestrator, Settings
 from cloud_stub.orchestrator.outbox import Outbox
@@ -281,14 +281,7 @@ def _address(url: str | None, host: str) -> str | None:
                 "give that with --url, such as --url http://updates.example.com:8080."
             )
         return None
-    try:
-        parts = urlsplit(url)
-        usable = (
-            parts.scheme in ("http", "https") and parts.hostname and not parts.query and not parts.fragment
-        )
-    except ValueError:
-        usable = False
-    if not usable:
+    if not host_of(url) or "?" in url or "#" in url:
         raise OperatorError(f"--url {url!r} is not an address; write it as http://host:port.")
     return url.rstrip("/")
 

@@ -12,6 +12,7 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from protocol.errors import OperatorError
 from protocol.identity import UpdateId, check_device_id, check_group
+from protocol.messages import Words
 from simulator.core.names import DEVICES_MAX, unknown_names
 from simulator.core.script import Count, Fact, Name, Part, Step
 
@@ -21,7 +22,6 @@ NUMBER_FIELD: Final = "{n}"
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Seconds = Annotated[float, Field(ge=0.0, le=86_400.0)]
-Words = dict[str, str]
 
 
 class FleetPart(Part):

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from protocol.lifecycle import DeploymentState
 
 WITHIN_S_DEFAULT: Final = 60.0
+TIMEOUT_S_MAX: Final = 31_536_000.0  # a year: longer is a slip
 ROLLBACK_OF: Final = "rollback of "
 """What stands before a deployment's name to mean the one that its trip made."""
 
@@ -137,8 +138,8 @@ class Deploy(Part):
     allow_downgrade: bool = False
     retries: Annotated[int, Field(ge=0, le=10)] = 0
     retry_delay_s: Annotated[float, Field(ge=1, le=86_400)] = 60.0
-    device_timeout_s: Annotated[float, Field(ge=1)] = 3_600.0
-    attempt_timeout_s: Annotated[float, Field(ge=1)] = 7_200.0
+    device_timeout_s: Annotated[float, Field(ge=1, le=TIMEOUT_S_MAX)] = 3_600.0
+    attempt_timeout_s: Annotated[float, Field(ge=1, le=TIMEOUT_S_MAX)] = 7_200.0
 
 
 class Move(Part):

@@ -13,11 +13,10 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import httpx
 
-from cloud_stub.cli.client import LOOPBACK
+from cloud_stub.cli.client import Address, http_client
 from protocol.errors import OperatorError, ServiceError
 from simulator.core.payload import MadeUpdate
 
@@ -37,13 +36,13 @@ class CloudApi:
     """The operator's side of a running cloud."""
 
     def __init__(self, url: str, token: str) -> None:
+        """Make ready to ask; nothing is asked yet.
+
+        Raises:
+            OperatorError: the address is none, or the token cannot be one.
+        """
         self.url = url.rstrip("/")
-        self._http = httpx.Client(
-            base_url=f"{self.url}/api/v1",
-            headers={"Authorization": f"Bearer {token}"},
-            timeout=REQUEST_S,
-            trust_env=urlsplit(url).hostname not in LOOPBACK,  # no proxy stands before this machine
-        )
+        self._http = http_client(Address(self.url, token), httpx.Timeout(REQUEST_S))
 
     def close(self) -> None:
         """Let go of the connection."""

@@ -100,6 +100,10 @@ def test_without_a_cloud_one_sentence_says_what_to_do(
     assert code == 1
     assert "lastgood cloud up" in said
     assert lines(capsys, ["run", str(small), "--url", "http://127.0.0.1:1"])[0] == 2
+    code, said = lines(capsys, ["run", str(small), "--url", "http://[::1", "--token", "x"])
+    assert (code, "is not the address of a cloud" in said) == (1, True)
+    code, said = lines(capsys, ["run", str(small), "--url", "http://127.0.0.1:1", "--token", "é"])
+    assert (code, "look at --token" in said) == (1, True)
 
 
 @pytest.mark.slow

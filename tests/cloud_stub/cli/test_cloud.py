@@ -19,6 +19,8 @@ from tests.cloud_stub.cli.conftest import Run
         (("--url", "updates.example.com"), 1, "write it as http://host:port"),
         (("--url", "ftp://updates.example.com"), 1, "write it as http://host:port"),
         (("--url", "http://[::1"), 1, "write it as http://host:port"),
+        (("--url", "http://updates.example.com:http"), 1, "write it as http://host:port"),
+        (("--url", "http://updates.example.com/#top"), 1, "write it as http://host:port"),
         (("--port", "70000"), 2, "0<=x<=65535"),
         (("--broker-port", "-1"), 2, "0<=x<=65535"),
     ],

@@ -240,7 +240,11 @@ def test_no_cloud_is_said_with_what_to_do(run: Run, tmp_path: Path) -> None:
     assert dead.code == 1
     assert "No cloud answers at http://127.0.0.1:9" in dead.err
     assert "--token" in run("device", "list", "--url", "http://127.0.0.1:9", "--data", tmp_path).err
-    assert "is not the address" in run("device", "list", "--url", "cloud:8080", "--token", "x").err
+    for address in ("cloud:8080", "http://[::1", "http://cloud:http", "ftp://cloud"):
+        assert "is not the address" in run("device", "list", "--url", address, "--token", "x").err
+    for token in ("é", "a\nb"):
+        strange = run("device", "list", "--url", "http://127.0.0.1:9", "--token", token)
+        assert (strange.code, "look at --token" in strange.err) == (1, True)
     (tmp_path / "client.json").write_text("{")
     assert "cannot be read" in run("device", "list", "--data", tmp_path).err
 
