@@ -1,4 +1,4 @@
-"""Keeps a broker of ours running: notices that it has ended by itself, says so, and starts it again.
+"""Keeps a broker of ours running: notices that it has ended by itself, says so, and starts it again; bounds its log.
 
 It knows nothing of MQTT, and never touches a broker that somebody else runs. The rule kept: the broker comes back on
 the same ports with the newest accounts, so that cloud and devices only have to reconnect.
@@ -37,6 +37,7 @@ class Keeper:
         wait_s = LOOK_EVERY_S
         while not self._stopping.wait(wait_s):
             if self._broker.alive():
+                self._broker.bound_log()
                 wait_s = max(LOOK_EVERY_S, wait_s / 2)  # it has to stay a while to be trusted again
                 continue
             wait_s = min(WAIT_MOST_S, 2 * wait_s)

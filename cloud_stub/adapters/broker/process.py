@@ -5,6 +5,7 @@ started it; when `set_accounts` returns, the new tokens are on disk and the brok
 disconnected by that but those whose account has gone or changed.
 """
 
+import contextlib
 import os
 import secrets
 import signal
@@ -27,6 +28,7 @@ _RELOAD_S = 5.0  # mosquitto hashes every connected client's token again when it
 _STOP_S = 5.0  # above the leash's own grace
 _POLL_FIRST_S = 0.01  # to the second question to a broker that is starting or reloading; each pause is longer
 _POLL_LAST_S = 0.2
+LOG_BYTES_MAX = 4_194_304
 _LOG_TAIL_BYTES = 2_000
 _LOG_TAIL_LINES = 3
 
@@ -121,6 +123,12 @@ class BrokerProcess:
         process = self._process  # another thread may be starting it again
         return process is not None and process.poll() is None
 
+    def bound_log(self) -> None:
+        """Empty the broker's log when it has grown too long: who knocks all day must not fill the cloud's disk."""
+        with contextlib.suppress(OSError):
+            if self._plan.log.stat().st_size > LOG_BYTES_MAX:
+                os.truncate(self._plan.log, 0)
+
     def last_words(self) -> str:
         """The end of the broker's own log, in one line."""
         return self._last_lines()
@@ -188,7 +196,8 @@ class BrokerProcess:
 
 def _spawn(plan: Plan) -> subprocess.Popen[bytes]:
     try:
-        with plan.log.open("wb") as log:
+        plan.log.unlink(missing_ok=True)
+        with plan.log.open("ab") as log:  # at its end, wherever that is: it may be emptied meanwhile
             return subprocess.Popen(
                 plan.command,
                 stdin=subprocess.DEVNULL if plan.survive else subprocess.PIPE,

@@ -1,14 +1,16 @@
 """The small parts of the live world: addresses, the timer wheel, and how a fleet is shown."""
 
 import asyncio
+import io
 from typing import ClassVar
 
 import pytest
+from rich.console import Console
 
 from protocol.errors import OperatorError
 from simulator.core.facts import DeviceSight
 from simulator.live.connection import SOURCES, address_of, source_for
-from simulator.live.show import lines_of, summary
+from simulator.live.show import Display, lines_of, summary
 from simulator.live.wheel import Wheel
 
 SIGHTS = {
@@ -78,3 +80,18 @@ def test_a_fleet_is_shown_by_group() -> None:
         ("kitchen", 2, 1, "1 acme/app:1.0; 1 nothing", "1 downloading"),
     ]
     assert summary(SIGHTS).endswith("kitchen 1/2 online, 1 acme/app:1.0; 1 nothing (1 downloading)")
+
+
+def test_progress_stays_in_place_on_a_terminal_and_is_a_line_elsewhere() -> None:
+    """A table that is drawn over itself, with what is waited for; elsewhere one line when something changed."""
+    for terminal in (True, False):
+        out = io.StringIO()
+        with Display(Console(file=out, width=100, force_terminal=terminal)) as display:
+            display.say("3 devices arrive")
+            for _ in range(2):
+                display.update(SIGHTS, "wait for 2 of kitchen", "connection refused")
+        said = out.getvalue()
+        assert said.count("3 devices arrive") == 1
+        assert "connection refused" in said
+        assert ("\x1b[" in said, "waits for: 2 of kitchen" in said) == (terminal, terminal)
+        assert terminal or said.count("kitchen 1/2 online") == 1

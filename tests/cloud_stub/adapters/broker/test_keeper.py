@@ -12,7 +12,7 @@ from cloud_stub.adapters.broker import start_broker
 from cloud_stub.adapters.broker.errors import BrokerError
 from cloud_stub.adapters.broker.keeper import Keeper
 from cloud_stub.adapters.broker.probe import can_reach
-from cloud_stub.adapters.broker.process import BrokerProcess
+from cloud_stub.adapters.broker.process import LOG_BYTES_MAX, BrokerProcess
 from tests.cloud_stub.adapters.broker.conftest import (
     MOSQUITTO_MISSING,
     TOKENS,
@@ -108,3 +108,16 @@ def test_after_the_keeper_has_stopped_the_broker_stays_ended(
     broker.stop()
     assert not broker.alive()
     assert said == []
+
+
+def test_a_log_that_has_grown_too_long_is_emptied_under_the_broker(
+    broker: BrokerProcess, keep: Callable[[], Keeper], tmp_path: Path
+) -> None:
+    """What it writes next stands at the end of what is there, so that no hole is left as long as the old log."""
+    log = tmp_path / "broker.log"
+    os.truncate(log, LOG_BYTES_MAX + 1)
+    keep()
+    until(lambda: log.stat().st_size <= LOG_BYTES_MAX, "the log to be emptied")
+    opened = dict(line.split() for line in Path(f"/proc/{broker.pid}/fdinfo/2").read_text().splitlines())
+    assert int(opened["flags:"], 8) & os.O_APPEND
+    assert is_back(broker)
