@@ -23,6 +23,7 @@ from rich.console import Console
 from protocol.errors import LastgoodError, OperatorError
 from simulator.core.facts import DeviceSight
 from simulator.core.fleet import Member, failures, members
+from simulator.core.invariants import InvariantBroken
 from simulator.core.model import model_of, settings_of
 from simulator.core.play import Ending, Play
 from simulator.core.scenario import Scenario, read_scenario
@@ -30,7 +31,6 @@ from simulator.live.cloud import CloudApi, OwnCloud, client_file, end_like_ctrl_
 from simulator.live.fleet import FleetOptions, LiveFleet
 from simulator.live.show import Display, table
 from simulator.live.stage import LiveStage
-from simulator.virtual.invariants import InvariantBroken
 from simulator.virtual.world import VirtualWorld
 
 LOOK_S: Final = 0.2  # between two looks at the fleet, at least: far below what a person sees
@@ -175,13 +175,16 @@ def _live(scenario: Scenario, options: Options, console: Console) -> Ending:
         stage = LiveStage(fleet, api, fleet_members, options.seed, renew=options.renew)
         play = Play(scenario, stage, time.monotonic(), display.say)
         display.say(f"{stage.arrive()} devices arrive")
-        began = time.monotonic()
-        while not play.advance(began):
-            display.update(fleet.sights(), play.waits_for, fleet.figures().said)
-            looked_s = time.monotonic() - began
-            time.sleep(min(LOOK_LAST_S, max(LOOK_S, looked_s / LOOKS_MOST)))
-            began = time.monotonic()
-        sights, figures = fleet.sights(), fleet.figures()
+        first = began = time.monotonic()
+        try:
+            while not play.advance(began):
+                display.update(fleet.sights(), play.waits_for, fleet.figures().said)
+                looked_s = time.monotonic() - began
+                time.sleep(min(LOOK_LAST_S, max(LOOK_S, looked_s / LOOKS_MOST)))
+                began = time.monotonic()
+            sights, figures = fleet.sights(), fleet.figures()
+        except InvariantBroken as broken:
+            return _broken(time.monotonic() - first, broken)
         left = fleet.stop()
     _summary(console, sights)
     _say(
@@ -203,7 +206,7 @@ def _virtual(scenario: Scenario, options: Options, console: Console) -> Ending:
     try:
         done = world.run()
     except InvariantBroken as broken:
-        return Ending((), f"after {world.clock.now_ms() / 1_000:.3f} s an invariant broke: {broken}")
+        return _broken(world.clock.now_ms() / 1_000, broken)
     _summary(console, world.look(cloud=False, said=False).devices)
     _say(
         console,
@@ -292,6 +295,10 @@ def _say(console: Console, sentence: str) -> None:
 
 def _summary(console: Console, sights: Mapping[str, DeviceSight]) -> None:
     console.print(table(sights))
+
+
+def _broken(after_s: float, broken: InvariantBroken) -> Ending:
+    return Ending((), f"after {after_s:.3f} s an invariant broke: {broken}")
 
 
 def _ended(play: Play) -> Ending:

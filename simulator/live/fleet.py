@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from agent.core.device import Device
 from agent.core.settings import Settings
@@ -27,6 +27,7 @@ from protocol.topics import Topics
 from simulator.core.chance import SeededChance
 from simulator.core.facts import DeviceSight
 from simulator.core.fleet import Member
+from simulator.core.invariants import InvariantBroken, check_slots
 from simulator.device import Model, VirtualDevice
 from simulator.live.connection import Connection, Hub, Login, address_of, source_for, within
 from simulator.live.fetch import Repository
@@ -99,6 +100,9 @@ class LiveFleet:
         self._listeners: list[Callable[[Changed], None]] = []
         self._began = 0.0
         self._groups: dict[str, str] = {}  # by an operator's override
+        self._broken: InvariantBroken | None = (
+            None  # the first breach; nothing that is asked after it is answered
+        )
 
     def __enter__(self) -> "LiveFleet":
         self.start()
@@ -212,7 +216,13 @@ class LiveFleet:
         self.call(lambda: self._the_world().devices[device].connection.drop())
 
     def call(self, work: Callable[[], T]) -> T:
-        """Do something on the fleet's thread, and return its result."""
+        """Do something on the fleet's thread, and return its result.
+
+        Raises:
+            InvariantBroken: before it, a device broke a rule of its slots, or failed in some other way.
+        """
+        if self._broken is not None:
+            raise self._broken
         done: Future[T] = Future()
 
         def act() -> None:
@@ -229,6 +239,7 @@ class LiveFleet:
     def _run(self, ready: "queue.SimpleQueue[_World]") -> None:
         gc.set_threshold(GC_THRESHOLD, 20, 20)
         loop = asyncio.new_event_loop()
+        loop.set_exception_handler(self._failed)
         asyncio.set_event_loop(loop)
         hub = Hub(loop)
         hub.wheel.start(loop)
@@ -240,6 +251,16 @@ class LiveFleet:
                 task.cancel()
             loop.run_until_complete(asyncio.sleep(0))
             loop.close()
+
+    def _failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Keep what a device's own code raised; the rest is the library's, and logged."""
+        error = context.get("exception")
+        if error is None or "handle" not in context:
+            loop.default_exception_handler(context)
+        elif self._broken is None:
+            known = isinstance(error, InvariantBroken)
+            self._broken = error if known else InvariantBroken(f"a virtual device failed: {error!r}")
+            self._broken.__cause__ = None if known else error
 
     def _load(self, world: _World, member: Member, join: Join, login: Login) -> None:
         if member.id in world.devices:
@@ -260,6 +281,7 @@ class LiveFleet:
             member, make_core, chance, LoopClock(world.hub.loop), connection, world.repository, options.model
         )
         device.on_change = self._tell
+        device.watch_slots = lambda device, table: check_slots(device.id, device.slots, table)
         connection.on_up = device.connected
         connection.on_down = device.disconnected
         connection.on_message = device.delivered

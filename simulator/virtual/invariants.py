@@ -5,19 +5,14 @@ It changes nothing, and raises at the first breach: the run stops where the rule
 
 from typing import Any
 
-from agent.core import slots as moves
-from agent.core.model import Holds, SlotTable
+from agent.core.model import SlotTable
 from cloud_stub.orchestrator import Publish
 from cloud_stub.ports import Store
-from protocol.errors import LastgoodError
 from protocol.lifecycle import DeploymentState
 from protocol.messages import State, read
 from protocol.topics import Kind
+from simulator.core.invariants import InvariantBroken, check_slots
 from simulator.device import VirtualDevice
-
-
-class InvariantBroken(LastgoodError):
-    """A rule did not hold, which is a defect of ours; the sentence names the rule."""
 
 
 class Invariants:
@@ -33,16 +28,7 @@ class Invariants:
     def slots_changed(self, device: VirtualDevice, table: SlotTable) -> None:
         """Hold a device's new slot table to the slots' invariants, and to what it was."""
         self.checks += 1
-        found = moves.faults(table)
-        before = device.slots
-        for name in (before.booted, before.last_known_good):
-            if before.slots[name].holds is Holds.GOOD and table.slots[name].holds in {
-                Holds.WRITING,
-                Holds.SEALED,
-            }:
-                found.append(f"Slot {name} was written while it was booted or last known good.")
-        if found:
-            raise InvariantBroken(f"{device.id}: {' '.join(found)}")
+        check_slots(device.id, device.slots, table)
 
     def message_passed(self, way: str, device: str, kind: Kind, payload: bytes) -> None:
         """Hold a message to what its device said before: epochs never fall, a verdict is decided once (R1, R7)."""

@@ -23,6 +23,7 @@ from protocol.join import Join, encode_join
 from protocol.messages import Gone, Hello, Sync, read, write
 from protocol.topics import Kind, Topics
 from simulator.core.fleet import Member
+from simulator.core.invariants import InvariantBroken
 from simulator.device import Model
 from simulator.live.fleet import FleetOptions, LiveFleet
 from tests.waiting import until
@@ -162,7 +163,7 @@ def test_R9_a_lost_connection_fires_its_own_will_and_comes_back_with_another_non
     with place.fleet() as fleet:
         fleet.add([place.join(place.members[0])])
         place.ear.until(lambda heard: bool(said(heard, Kind.HELLO)))
-        before = read(Hello, place.ear.all[0][2]).connection
+        before = read(Hello, said(place.ear.all, Kind.HELLO)["v-000"][0]).connection
         place.ear.all.clear()
         fleet.drop_connection("v-000")
         place.ear.until(lambda heard: bool(said(heard, Kind.GONE)) and bool(said(heard, Kind.HELLO)))
@@ -211,3 +212,16 @@ def test_a_join_text_for_another_device_is_refused(place: Place) -> None:
     _, text = place.join(place.members[1])
     with place.fleet() as fleet, pytest.raises(OperatorError, match="v-001"):
         fleet.add([(place.members[0], text)])
+
+
+def test_a_device_that_fails_by_a_defect_ends_the_run() -> None:
+    """What its own code raises is not left to a log, while everybody waits: the next question is answered with it."""
+    pem = DirectorKey(Ed25519PrivateKey.generate()).public_pem
+    member = Member("v-000", "all", "kitchen", None, {}, 0, False)  # type: ignore[arg-type]  # the defect
+    text = encode_join(
+        Join(broker="mqtt://127.0.0.1:9", device=member.id, token="token-of-v-000", keys_pem=(pem,))
+    )
+    with LiveFleet(FleetOptions(1, Model(100, 0.3, 100, 0.3, 100, {}), Settings())) as fleet:
+        fleet.add([(member, text)])
+        with pytest.raises(InvariantBroken, match="a virtual device failed: TypeError"):
+            until(lambda: fleet.sights() and None, "the defect to be told")
