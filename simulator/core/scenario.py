@@ -121,7 +121,8 @@ class StormPart(Part):
     fetch_fails: Share = 0.0  # of downloads
     power_losses: Annotated[int, Field(ge=0, le=1_000_000)] = 0  # of devices, those at work first
     dark_s: Seconds = 8.0  # the most that a device stays without power
-    cloud_kills_s: list[Seconds] = Field(default_factory=list)  # when the cloud is killed
+    cloud_kills_s: list[Seconds] = Field(default_factory=list)
+    """When the cloud is killed: the first at once, the second amid sending what it has committed, and so on in turn."""
     cloud_down_s: Seconds = 4.0
 
 

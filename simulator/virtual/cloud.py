@@ -46,6 +46,7 @@ class VirtualCloud:
         self.store = store
         self.starts = 0
         self.turns = 0
+        self.unsent = 0  # messages that followed from what was committed, when the process was killed
         self.after_turn: Callable[[list[Publish]], None] | None = None
         seed_bytes = blake2b(f"{seed}\x00director".encode(), digest_size=32).digest()
         self.director = DirectorKey(Ed25519PrivateKey.from_private_bytes(seed_bytes))
@@ -57,6 +58,8 @@ class VirtualCloud:
         self._batch: VirtualTimer | None = None
         self._tick: VirtualTimer | None = None
         self._core: Orchestrator | None = None
+        self._doom: Callable[[], None] | None = None  # ends the process amid the next messages that it sends
+        self._chance = SeededChance(seed, "doom")
 
     @property
     def up(self) -> bool:
@@ -75,9 +78,13 @@ class VirtualCloud:
         self._feed(Linked(True))
         self._mind_ticks()
 
+    def die_sending(self, doom: Callable[[], None] | None) -> None:
+        """Have `doom` called when the process has committed something, and sent a part of what follows; None: never."""
+        self._doom = doom
+
     def kill(self) -> None:
         """End the process where it stands: what it had not committed is lost, and so is what it had not sent."""
-        self._core = None
+        self._core, self._doom = None, None
         self._inbox.clear()
         for timer in (self._batch, self._tick):
             if timer is not None:
@@ -123,10 +130,17 @@ class VirtualCloud:
         self.turns += 1
         if self.after_turn is not None:
             self.after_turn(publishes)
+        doom = self._doom if publishes else None
+        if doom is not None:
+            sent = int(self._chance.uniform() * len(publishes))
+            self.unsent += len(publishes) - sent
+            publishes = publishes[:sent]
         for publish in publishes:
             self._network.down(publish.device, publish.kind, publish.payload)
             if publish.order is not None:
                 self._feed(Sent(*publish.order))
+        if doom is not None:
+            doom()
 
     def _mind_ticks(self) -> None:
         if self._core is None:

@@ -7,6 +7,7 @@ afterwards everything must converge, and what was expected must hold.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 from agent.core.device import Device
@@ -226,10 +227,11 @@ class VirtualWorld:
             drop_connection=storm.drop_connection,
         )
         self._repository.fails = storm.fetch_fails
-        for at_s in storm.cloud_kills_s:
-            self.clock.call_later(
-                round(at_s * 1_000), lambda: self.restart_cloud(round(storm.cloud_down_s * 1_000))
-            )
+        down_ms = round(storm.cloud_down_s * 1_000)
+        for number, at_s in enumerate(storm.cloud_kills_s):
+            kill = partial(self.restart_cloud, down_ms)
+            amid = partial(self.cloud.die_sending, kill)
+            self.clock.call_later(round(at_s * 1_000), amid if number % 2 else kill)
         for _ in range(storm.power_losses):
             at_ms = round(self._chance.uniform() * storm.until_s * 1_000)
             self.clock.call_later(at_ms, lambda: self._strike(storm))
@@ -245,6 +247,7 @@ class VirtualWorld:
             self.lose_power(device, round(self._chance.uniform() * storm.dark_s * 1_000))
 
     def _calm_down(self) -> None:
+        self.cloud.die_sending(None)
         self.network.conditions = self._calm
         self._repository.fails = 0.0
 

@@ -40,8 +40,10 @@ def test_every_fault_of_a_storm_acts(scenario: Scenario) -> None:
     assert (quiet.lost, quiet.power_losses, quiet.cloud_starts) == (0, 0, 1)
     assert quiet.ending.held, quiet.ending.judgements
     only_kills = first.model_copy(update={"storm": StormPart(until_s=60, cloud_kills_s=[1, 6])})
-    killed = VirtualWorld(only_kills, 1).run()
+    world = VirtualWorld(only_kills, 1)
+    killed = world.run()
     assert (killed.lost, killed.power_losses, killed.cloud_starts) == (0, 0, 3)
+    assert world.cloud.unsent > 0  # the second kill came between a commit and what follows from it
     assert killed.ending.held, killed.ending.judgements
 
 
