@@ -9,13 +9,9 @@ from typing import Final, TypeVar
 
 DEADLINE_S: Final = 180.0  # generous: it is only ever reached by a failure, and machines are noisy
 LOOK_FIRST_S: Final = 0.02  # to the second look
-LOOKS_A_WAIT: Final = (
-    20  # then each pause is so large a part of the wait: looks take the time of what is waited for
-)
+LOOKS_A_WAIT: Final = 20  # each later pause is such a part of the wait: a look costs what is waited for
 LOOK_LAST_S: Final = 2.0
-STOOD_STILL_S: Final = (
-    0.5  # beyond the pause nothing counts: a machine that stood still has given nobody a chance
-)
+STOOD_STILL_S: Final = 0.5  # what lies further beyond a pause counts nothing: the machine stood still
 
 Found = TypeVar("Found")
 

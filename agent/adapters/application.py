@@ -31,9 +31,7 @@ LOG_BYTES_MAX: Final = 1_048_576  # of the log and of the one before it, each
 TAIL_BYTES: Final = 4_096  # of the log that is looked at for the last line
 UNIT_POLL_S: Final = 5.0  # between two questions to systemd
 SYSTEMCTL_TIMEOUT_S: Final = 120.0  # systemd's own default is 90
-_POLL_FIRST_S: Final = (
-    0.02  # to the second look at a session that ends; every pause is longer than the one before it
-)
+_POLL_FIRST_S: Final = 0.02  # to the second look at a session that ends; each pause is longer
 _POLL_LAST_S: Final = 0.25  # a look reads all of /proc
 _WAIT_FOR_GO: Final = 'read -r go && exec "$@" </dev/null'
 

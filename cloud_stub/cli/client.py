@@ -172,7 +172,7 @@ def http_client(address: Address, timeout: httpx.Timeout) -> httpx.Client:
             f"The API token for {address.url} has characters that no token has; look at --token."
         )
     return httpx.Client(
-        base_url=f"{address.url.rstrip('/')}/api/v1/",
+        base_url=f"{address.url}/api/v1/",
         headers={"Authorization": f"Bearer {address.token}"},
         timeout=timeout,
         trust_env=host not in LOOPBACK,  # a proxy of the environment has no business on this machine

@@ -101,7 +101,7 @@ class LiveFleet:
         self._began = 0.0
         self._groups: dict[str, str] = {}  # by an operator's override
         self._broken: InvariantBroken | None = (
-            None  # the first breach; nothing that is asked after it is answered
+            None  # the first breach: the answer to all that is asked after it
         )
 
     def __enter__(self) -> "LiveFleet":
@@ -257,10 +257,11 @@ class LiveFleet:
         error = context.get("exception")
         if error is None or "handle" not in context:
             loop.default_exception_handler(context)
+        elif self._broken is None and isinstance(error, InvariantBroken):
+            self._broken = error
         elif self._broken is None:
-            known = isinstance(error, InvariantBroken)
-            self._broken = error if known else InvariantBroken(f"a virtual device failed: {error!r}")
-            self._broken.__cause__ = None if known else error
+            self._broken = InvariantBroken(f"a virtual device failed: {error!r}")
+            self._broken.__cause__ = error
 
     def _load(self, world: _World, member: Member, join: Join, login: Login) -> None:
         if member.id in world.devices:
