@@ -194,6 +194,7 @@ class _one_at_a_time:  # noqa: N801 - reads as a word in a `with`
         self.path = env.with_name(f"{env.name}.lock")
 
     def __enter__(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.file = self.path.open("w")
         fcntl.flock(self.file, fcntl.LOCK_EX)
 

@@ -28,6 +28,7 @@ from agent.adapters.application import ProcessApplication, ProcessSettings
 from agent.adapters.directory_slots import DirectorySlots
 from agent.adapters.records import RecordFile
 from agent.core.model import Record, SlotTable
+from cloud_stub.cli.client import no_authorities
 from tests.forked import Forked
 from tests.waiting import until
 
@@ -263,6 +264,7 @@ class Cloud:
                 headers={"Authorization": f"Bearer {client['token']}"},
                 timeout=ANSWER_S,
                 trust_env=False,
+                verify=no_authorities(),
             )
             return self.ask("GET", "/health").status_code == 200
         except (FileNotFoundError, httpx.HTTPError):
@@ -349,7 +351,9 @@ class Agent:
     def version(self) -> str:
         """Return what the running application says it is; nothing when it does not answer."""
         try:
-            answer = httpx.get(f"http://127.0.0.1:{self.port}/health", timeout=20, trust_env=False)
+            answer = httpx.get(
+                f"http://127.0.0.1:{self.port}/health", timeout=20, trust_env=False, verify=no_authorities()
+            )
         except httpx.HTTPError:
             return ""
         return answer.text.strip() if answer.status_code == 200 else ""

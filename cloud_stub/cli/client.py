@@ -4,10 +4,12 @@ It holds no rules: what the cloud refuses, it refuses with the cloud's own sente
 """
 
 import json
+import ssl
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO, Any, Final
 from urllib.parse import quote, urlsplit
@@ -176,7 +178,17 @@ def http_client(address: Address, timeout: httpx.Timeout) -> httpx.Client:
         headers={"Authorization": f"Bearer {address.token}"},
         timeout=timeout,
         trust_env=host not in LOOPBACK,  # a proxy of the environment has no business on this machine
+        verify=True if urlsplit(address.url).scheme == "https" else no_authorities(),
     )
+
+
+@cache
+def no_authorities() -> ssl.SSLContext:
+    """Return what a client of plain HTTP needs of TLS: to read all authorities takes longer than most answers.
+
+    It trusts nobody, so a redirect to https would be refused.
+    """
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 def segment(text: str) -> str:

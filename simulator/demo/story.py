@@ -10,6 +10,7 @@ from typing import Any, Final
 import click
 import httpx
 
+from cloud_stub.cli.client import no_authorities
 from simulator.core.fleet import Member
 from simulator.demo.backstage import Agent, Backstage, DemoFailed
 from simulator.demo.cast import (
@@ -330,6 +331,7 @@ class Story:
 
 def _health(port: int) -> str:
     try:
-        return httpx.get(f"http://127.0.0.1:{port}/health", timeout=5, trust_env=False).text.strip()
+        address = f"http://127.0.0.1:{port}/health"
+        return httpx.get(address, timeout=5, trust_env=False, verify=no_authorities()).text.strip()
     except httpx.HTTPError as error:
         raise DemoFailed(f"A real agent's application does not answer: {error}.") from error

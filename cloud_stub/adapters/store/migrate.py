@@ -4,10 +4,14 @@ It holds no migration (`migrations/versions` does). It keeps two rules: a migrat
 database that a newer lastgood has written is refused, never guessed at.
 """
 
+import sqlite3
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy import Connection, column, inspect, select, table
+from sqlalchemy import Connection, column, create_engine, inspect, select, table
+from sqlalchemy.pool import StaticPool
 
 from cloud_stub.adapters.store.tables import SCHEMA
 from protocol.errors import ServiceError
@@ -26,8 +30,28 @@ def migrate(connection: Connection, migrations: Path = MIGRATIONS, schema: str =
         ServiceError: it was written by a newer lastgood, is a database of something else, or would lose references.
     """
     found = _schema_of(connection)
-    if found == schema:
-        return
+    if found is None:
+        for statement in _from_nothing(migrations, schema):
+            connection.exec_driver_sql(statement)
+    elif found != schema:
+        _upgrade(connection, found, migrations, schema)
+
+
+@cache
+def _from_nothing(migrations: Path, schema: str) -> Sequence[str]:
+    """Return what all migrations make of an empty database: they are run once in a process, whose worlds are many."""
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    with engine.connect() as connection:
+        _upgrade(connection, None, migrations, schema)
+        made = connection.connection.driver_connection
+        assert isinstance(made, sqlite3.Connection)  # the only database that there is yet
+        statements = [line for line in made.iterdump() if line not in ("BEGIN TRANSACTION;", "COMMIT;")]
+    engine.dispose()
+    return statements
+
+
+def _upgrade(connection: Connection, found: str | None, migrations: Path, schema: str) -> None:
+    """Run the migrations that lie between two schemas; None is an empty database."""
     from alembic import command  # alembic takes 0.2 s to import, and most starts have nothing to migrate
     from alembic.config import Config
     from alembic.script import ScriptDirectory

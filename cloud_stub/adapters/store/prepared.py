@@ -3,10 +3,11 @@
 It knows no rows and no transactions.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Dialect, Select
+from sqlalchemy import Connection, Dialect, Select, Update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql.expression import ClauseElement
 
@@ -27,12 +28,12 @@ def compiled(statement: ClauseElement, dialect: Dialect) -> Compiled:
 
 
 class Query:
-    """A question to the database with named values, for all threads and databases of this process.
+    """A statement with named values, for all threads and databases of this process.
 
-    It is asked at the driver itself: SQLAlchemy describes every column of every answer anew.
+    It is given to the driver itself: SQLAlchemy describes every column of every answer anew.
     """
 
-    def __init__(self, statement: Select[Any]) -> None:
+    def __init__(self, statement: Select[Any] | Update) -> None:
         self._statement: Final = statement
         self._compiled: Final[dict[str, Compiled]] = {}  # by dialect
 
@@ -42,21 +43,61 @@ class Query:
         Raises:
             DBAPIError: the database refused.
         """
-        dialect = connection.dialect
-        sql, order, known = self._compiled.get(dialect.name) or self._compile(dialect)
-        given = {**known, **values}
-        parameters = given if order is None else tuple([given[name] for name in order])
-        cursor = connection.connection.cursor()
-        try:
-            cursor.execute(sql, parameters)
-            return cursor.fetchall()
-        except dialect.loaded_dbapi.Error as error:
-            raise DBAPIError.instance(
-                sql, parameters, error, dialect.loaded_dbapi.Error, dialect=dialect
-            ) from error
-        finally:
-            cursor.close()
+        with _cursor(connection, self._in(connection.dialect).sql) as cursor:
+            cursor.execute(*self._with(connection.dialect, values))
+            found: Sequence[tuple[Any, ...]] = cursor.fetchall()
+            return found
 
-    def _compile(self, dialect: Dialect) -> Compiled:
-        found = self._compiled[dialect.name] = compiled(self._statement, dialect)
+    def change(self, connection: Connection, values: Mapping[str, object]) -> int:
+        """Do it, and return how many rows it has changed.
+
+        Raises:
+            DBAPIError: the database refused.
+        """
+        with _cursor(connection, self._in(connection.dialect).sql) as cursor:
+            cursor.execute(*self._with(connection.dialect, values))
+            return int(cursor.rowcount)
+
+    def _with(self, dialect: Dialect, values: Mapping[str, object]) -> tuple[str, Any]:
+        sql, order, known = self._in(dialect)
+        given = {**known, **values}
+        return sql, given if order is None else tuple([given[name] for name in order])
+
+    def _in(self, dialect: Dialect) -> Compiled:
+        found = self._compiled.get(dialect.name)
+        if found is None:
+            found = self._compiled[dialect.name] = compiled(self._statement, dialect)
         return found
+
+
+def run_many(connection: Connection, sql: str, rows: Sequence[Any]) -> None:
+    """Run one statement in the driver's words for each row of values.
+
+    Raises:
+        DBAPIError: the database refused.
+    """
+    with _cursor(connection, sql) as cursor:
+        cursor.executemany(sql, rows)
+
+
+def begin(connection: Connection, sql: str) -> None:
+    """Begin the transaction of a connection.
+
+    Raises:
+        DBAPIError: the database refused.
+    """
+    with _cursor(connection, sql) as cursor:
+        cursor.execute(sql)
+
+
+@contextmanager
+def _cursor(connection: Connection, sql: str) -> Iterator[Any]:
+    """Yield a cursor of the driver; what it raises is raised as SQLAlchemy would."""
+    dialect = connection.dialect
+    cursor = connection.connection.cursor()
+    try:
+        yield cursor
+    except dialect.loaded_dbapi.Error as error:
+        raise DBAPIError.instance(sql, (), error, dialect.loaded_dbapi.Error, dialect=dialect) from error
+    finally:
+        cursor.close()

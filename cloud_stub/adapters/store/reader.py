@@ -6,12 +6,14 @@ index; a test asks the database for its plans.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from enum import StrEnum
 from functools import cache
 from itertools import islice
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import (
     BindParameter,
+    ColumnElement,
     Connection,
     Integer,
     Select,
@@ -104,15 +106,82 @@ _NOTE: Final = Query(select(notes.c.value).where(notes.c.key == bindparam("name"
 _NEWEST_AUDIT: Final = Query(select(audit).order_by(audit.c.number.desc()).limit(MOST))
 
 
+_UPDATES: Final = Query(select(updates).order_by(updates.c.imported_ms.desc(), updates.c.update.desc()))
+_MEMBERS: Final = Query(
+    select(devices.c.group, func.count(), func.sum(devices.c.online)).group_by(devices.c.group)
+)
+_OF_GROUP: Final = devices.c.group == bindparam("group")
+
+
+def _counted_by(*what: ColumnElement[Any]) -> Query:
+    return Query(select(*what, func.count()).where(_OF_GROUP).group_by(*what))
+
+
+def _classes() -> Query:
+    counted = (
+        select(
+            devices.c.class_key,
+            func.count().label("members"),
+            func.max(devices.c.floor).label("floor_max"),
+            func.min(devices.c.id).label("example"),
+        )
+        .where(_OF_GROUP, devices.c.class_key.is_not(None))
+        .group_by(devices.c.class_key)
+        .subquery("counted")
+    )
+    return Query(
+        select(counted.c.class_key, devices.c.properties, counted.c.members, counted.c.floor_max)
+        .join(devices, devices.c.id == counted.c.example)
+        .order_by(counted.c.class_key)
+    )
+
+
+_RUNS: Final = _counted_by(devices.c.running_update, devices.c.running_sha256)
+_RUNS_BY_CLASS: Final = _counted_by(devices.c.class_key, devices.c.running_sha256, devices.c.floor)
+_CLASSES: Final = _classes()
+
+
+@cache
+def _devices_of(a_group: bool, a_run: bool) -> Query:
+    query = select(devices).where(devices.c.id > bindparam("after")).order_by(devices.c.id).limit(MOST)
+    if a_group:
+        query = query.where(_OF_GROUP)
+    if a_run:
+        query = query.where(devices.c.running_update == bindparam("runs"))
+    return Query(query)
+
+
 @cache
 def _deployments_of(a_group: bool, states: int) -> Query:
     query = select(deployments).order_by(*NEWEST_DEPLOYMENT_FIRST).limit(MOST)
     if a_group:
         query = query.where(deployments.c.group == bindparam("group"))
-    if states:
-        named: list[BindParameter[str]] = [bindparam(f"state_{number}") for number in range(states)]
-        query = query.where(deployments.c.state.in_(named))
-    return Query(query)
+    return Query(_in_states(query, deployments.c.state, states))
+
+
+@cache
+def _assignments_of(a_deployment: bool, a_device: bool, states: int) -> Query:
+    query = (
+        select(assignments)
+        .where(assignments.c.device > bindparam("after"))
+        .order_by(assignments.c.device, assignments.c.deployment)
+        .limit(MOST)
+    )
+    if a_deployment:
+        query = query.where(_OF_ONE)
+    if a_device:
+        query = query.where(assignments.c.device == bindparam("device"))
+    return Query(_in_states(query, assignments.c.state, states))
+
+
+def _in_states(query: Select[Any], state: ColumnElement[str], count: int) -> Select[Any]:
+    """Return the query for rows in one of so many states, which `_named` gives; all states when it is none."""
+    named: list[BindParameter[str]] = [bindparam(f"state_{number}") for number in range(count)]
+    return query.where(state.in_(named)) if named else query
+
+
+def _named(states: Sequence[StrEnum]) -> dict[str, object]:
+    return {f"state_{number}": state.value for number, state in enumerate(states)}
 
 
 class SqlReader:
@@ -146,57 +215,30 @@ class SqlReader:
         limit: int = PAGE_ROWS_MAX,
     ) -> Sequence[DeviceRow]:
         """Return devices in the order of their ids, beginning behind `after`; `runs` is an update's name (R22)."""
-        query = select(devices).where(devices.c.id > after).order_by(devices.c.id).limit(limit)
-        if group is not None:
-            query = query.where(devices.c.group == group)
-        if runs is not None:
-            query = query.where(devices.c.running_update == runs)
-        return DEVICE.decode_all(self._rows(query))
+        values = {"after": after, "group": group, "runs": runs, "most": limit}
+        return DEVICE.decode_all(self._rows(_devices_of(group is not None, runs is not None), values))
 
     def count_devices(self) -> Mapping[str, tuple[int, int]]:
         """Return for each group how many members it has, and how many of them are online."""
-        query = select(devices.c.group, func.count(), func.sum(devices.c.online)).group_by(devices.c.group)
-        return {group: (members, int(online)) for group, members, online in self._rows(query)}
+        return {group: (members, int(online)) for group, members, online in self._rows(_MEMBERS)}
 
     def classes(self, group: str) -> Sequence[GroupCount]:
         """Return the device classes within a group; their properties are those of one member."""
-        counted = (
-            select(
-                devices.c.class_key,
-                func.count().label("members"),
-                func.max(devices.c.floor).label("floor_max"),
-                func.min(devices.c.id).label("example"),
-            )
-            .where(devices.c.group == group, devices.c.class_key.is_not(None))
-            .group_by(devices.c.class_key)
-            .subquery("counted")
-        )
-        query = (
-            select(counted.c.class_key, devices.c.properties, counted.c.members, counted.c.floor_max)
-            .join(devices, devices.c.id == counted.c.example)
-            .order_by(counted.c.class_key)
-        )
-        return [
-            GroupCount(key, mapping_of(properties), *counts) for key, properties, *counts in self._rows(query)
-        ]
+        rows = self._rows(_CLASSES, {"group": group})
+        return [GroupCount(key, mapping_of(properties), *counts) for key, properties, *counts in rows]
 
     def runs(self, group: str) -> Mapping[tuple[str, str], int]:
         """Return how many members run each (update, sha256); ("", "") is nothing."""
-        what = (devices.c.running_update, devices.c.running_sha256)
         counts: dict[tuple[str, str], int] = {}
-        for update, sha256, count in self._rows(
-            select(*what, func.count()).where(devices.c.group == group).group_by(*what)
-        ):
+        for update, sha256, count in self._rows(_RUNS, {"group": group}):
             key = (update or "", sha256 or "")
             counts[key] = counts.get(key, 0) + count
         return counts
 
     def runs_by_class(self, group: str) -> Mapping[str, Mapping[tuple[str, int], int]]:
         """Return how many members of each class run which target above which floor."""
-        what = (devices.c.class_key, devices.c.running_sha256, devices.c.floor)
-        rows = self._rows(select(*what, func.count()).where(devices.c.group == group).group_by(*what))
         found: dict[str, dict[tuple[str, int], int]] = {}
-        for class_key, sha256, floor, count in rows:
+        for class_key, sha256, floor, count in self._rows(_RUNS_BY_CLASS, {"group": group}):
             if class_key is not None:
                 found.setdefault(class_key, {})[sha256 or "", floor] = count
         return found
@@ -217,9 +259,8 @@ class SqlReader:
         limit: int | None = PAGE_ROWS_MAX,
     ) -> Sequence[DeploymentRow]:
         """Return deployments, the newest first; all of them without a limit."""
-        values: dict[str, object] = {"most": ALL_ROWS if limit is None else limit, "group": group}
-        values |= {f"state_{number}": state.value for number, state in enumerate(states)}
-        rows = self._rows(_deployments_of(group is not None, len(states)), values)
+        values = {"most": ALL_ROWS if limit is None else limit, "group": group}
+        rows = self._rows(_deployments_of(group is not None, len(states)), values | _named(states))
         return DEPLOYMENT.decode_all(rows)
 
     def count_assignments(self, deployment: str) -> Tally:
@@ -264,19 +305,9 @@ class SqlReader:
 
         Pages fit together for one deployment; a page over all deployments can end between two rows of one device.
         """
-        query = (
-            select(assignments)
-            .where(assignments.c.device > after)
-            .order_by(assignments.c.device, assignments.c.deployment)
-            .limit(limit)
-        )
-        if deployment is not None:
-            query = query.where(assignments.c.deployment == deployment)
-        if device is not None:
-            query = query.where(assignments.c.device == device)
-        if states:
-            query = query.where(assignments.c.state.in_([state.value for state in states]))
-        return ASSIGNMENT.decode_all(self._rows(query))
+        query = _assignments_of(deployment is not None, device is not None, len(states))
+        values = {"after": after, "deployment": deployment, "device": device, "most": limit}
+        return ASSIGNMENT.decode_all(self._rows(query, values | _named(states)))
 
     def update(self, update: str) -> UpdateRow | None:
         """Return one update by `provider/name:version`."""
@@ -288,8 +319,7 @@ class SqlReader:
 
     def list_updates(self) -> Sequence[UpdateRow]:
         """Return all updates, the newest import first."""
-        query = select(updates).order_by(updates.c.imported_ms.desc(), updates.c.update.desc())
-        return UPDATE.decode_all(self._rows(query))
+        return UPDATE.decode_all(self._rows(_UPDATES))
 
     def note(self, key: str) -> str | None:
         """Return a note of the store about itself."""

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Connection, Dialect, NestedTransaction, insert
+from sqlalchemy import Connection, Dialect, NestedTransaction, bindparam, insert
 from sqlalchemy.exc import SQLAlchemyError
 
 from cloud_stub.adapters.store.class_counts import ClassCounts
@@ -18,7 +18,7 @@ from cloud_stub.adapters.store.codec import ASSIGNMENT, AUDIT, DEPLOYMENT, DEVIC
 from cloud_stub.adapters.store.errors import is_contradiction, service_error
 from cloud_stub.adapters.store.overlay import Overlay, Undo
 from cloud_stub.adapters.store.tables import assignments, audit, deployments, devices, notes, updates
-from cloud_stub.adapters.store.writer import TableWriter
+from cloud_stub.adapters.store.writer import Prepared, TableWriter
 from cloud_stub.core.rows import AssignmentRow, AuditRow, DeploymentRow, DeviceRow, UpdateRow
 from protocol.errors import ServiceError
 from protocol.lifecycle import DeploymentState
@@ -36,6 +36,8 @@ class Writers:
         self.assignments = TableWriter(assignments, ASSIGNMENT, dialect)
         self.updates = TableWriter(updates, UPDATE, dialect)
         self.notes = TableWriter(notes, NOTE, dialect)
+        added = insert(audit).values({name: bindparam(name) for name in AUDIT.columns})
+        self.audit = Prepared(added, AUDIT.columns, dialect)
 
 
 _KNOWN: Final[dict[tuple[str, str], Writers]] = {}
@@ -181,9 +183,8 @@ class Staging:
             staged = self.audit
             self.begin_writing()
             self.changed = True
-            rows = [dict(zip(AUDIT.columns, AUDIT.encode(entry), strict=True)) for entry in staged]
             with self.guarded():
-                self._connection.execute(insert(audit), rows)
+                self._writers.audit.run(self._connection, [AUDIT.encode(entry) for entry in staged])
             self.audit = []
             if self._parts:
                 self._parts[-1].undo.append(lambda: setattr(self, "audit", staged))

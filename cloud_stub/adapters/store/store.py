@@ -20,6 +20,7 @@ from sqlalchemy.pool import QueuePool, StaticPool
 
 from cloud_stub.adapters.store.errors import translated
 from cloud_stub.adapters.store.migrate import MIGRATIONS, migrate
+from cloud_stub.adapters.store.prepared import begin
 from cloud_stub.adapters.store.reader import SqlReader
 from cloud_stub.adapters.store.staging import writers_for
 from cloud_stub.adapters.store.tables import SCHEMA
@@ -220,6 +221,6 @@ def _engine(url: URL, pool: type[Any], size: int | None = None, *, read_only: bo
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+        begin(connection, "BEGIN" if read_only else "BEGIN IMMEDIATE")
 
     return engine

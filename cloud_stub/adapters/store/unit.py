@@ -11,7 +11,9 @@ from typing import Any, Final
 
 from sqlalchemy import (
     Connection,
+    Integer,
     Select,
+    Update,
     bindparam,
     case,
     func,
@@ -63,6 +65,16 @@ def _active_ids() -> Select[Any]:
     return select(deployments.c.id).where(text(IS_ACTIVE))
 
 
+def _raise_epochs() -> Update:
+    now_ms = bindparam("now_ms", type_=Integer)
+    after_row = devices.c.epoch + 1
+    after_reported = func.coalesce(devices.c.reported_epoch, 0) + 1
+    higher = case((after_reported > after_row, after_reported), else_=after_row)
+    raised = case((higher > now_ms, higher), else_=now_ms)
+    of_group = devices.c.group == bindparam("of_group")
+    return update(devices).where(of_group).values(epoch=raised, order_stale=1)
+
+
 def _overdue() -> Select[Any]:
     silent = devices.c.heard_ms + deployments.c.device_timeout_ms < bindparam("observed_ms")
     stuck = assignments.c.moved_ms + deployments.c.attempt_timeout_ms < bindparam("observed_ms")
@@ -98,6 +110,7 @@ def _rollbacks_at_rest() -> Select[Any]:
 
 
 # The work lists, which are asked for at every tick.
+_RAISE_EPOCHS: Final = Query(_raise_epochs())
 _STALE: Final = Query(
     select(devices).where(text(IS_STALE)).order_by(devices.c.online.desc(), devices.c.id.desc()).limit(MOST)
 )
@@ -196,17 +209,12 @@ class SqlUnit(SqlReader):
         """Give every device of a group a higher epoch whose content is still to be decided; return how many (R2)."""
         self._staging.write_devices()
         self._staging.begin_writing()
-        after_row = devices.c.epoch + 1
-        after_reported = func.coalesce(devices.c.reported_epoch, 0) + 1
-        higher = case((after_reported > after_row, after_reported), else_=after_row)
-        raised = case((higher > now_ms, higher), else_=now_ms)
-        raising = update(devices).where(devices.c.group == group).values(epoch=raised, order_stale=1)
         with self._guarded():
-            count = self._connection.execute(raising).rowcount
+            count = _RAISE_EPOCHS.change(self._connection, {"of_group": group, "now_ms": now_ms})
         self._staging.changed = True
         known = self._staging.devices
         known.forget([key for key, row in known.stored.items() if row is not None and row.group == group])
-        return int(count)
+        return count
 
     # what the work lists hold
 

@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.expression import ClauseElement
 
 from cloud_stub.adapters.store.codec import Codec
-from cloud_stub.adapters.store.prepared import compiled
+from cloud_stub.adapters.store.prepared import compiled, run_many
 from protocol.errors import ServiceError
 
 R = TypeVar("R")
@@ -39,10 +39,12 @@ class Prepared:
             self._shape = itemgetter(*(list(names).index(name) for name in wanted))
 
     def run(self, connection: Connection, rows: list[tuple[Any, ...]]) -> None:
-        """Run it once for each tuple of values."""
-        connection.exec_driver_sql(
-            self._sql, rows if self._shape is None else [self._shape(row) for row in rows]
-        )
+        """Run it once for each tuple of values.
+
+        Raises:
+            DBAPIError: the database refused.
+        """
+        run_many(connection, self._sql, rows if self._shape is None else [self._shape(row) for row in rows])
 
 
 class TableWriter(Generic[R]):

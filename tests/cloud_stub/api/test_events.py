@@ -10,6 +10,7 @@ import httpx
 
 from cloud_stub.api.access import Role
 from cloud_stub.api.events import INTERVAL_S
+from cloud_stub.cli.client import no_authorities
 from cloud_stub.core.rows import AssignmentState
 from tests.cloud_stub.api import samples
 from tests.cloud_stub.api.fakes import DirectService
@@ -51,7 +52,7 @@ def test_a_deployment_is_followed(service: DirectService) -> None:
 def test_open_streams_do_not_hold_the_server(service: DirectService) -> None:
     """With streams open the server still ends, for it ends them first: each comes to its own end, not cut off."""
     with served(service) as at:
-        client = httpx.Client(headers=AUTH, timeout=90)
+        client = httpx.Client(headers=AUTH, timeout=90, verify=no_authorities())
         answers = [
             client.send(client.build_request("GET", f"{at.url}/api/v1/events"), stream=True) for _ in range(5)
         ]
@@ -66,7 +67,9 @@ def test_open_streams_do_not_hold_the_server(service: DirectService) -> None:
 
 @contextmanager
 def _stream(at: Served, path: str) -> Iterator[Iterator[tuple[str, dict[str, Any]]]]:
-    with httpx.stream("GET", f"{at.url}/api/v1/{path}", headers=AUTH, timeout=90) as answer:
+    with httpx.stream(
+        "GET", f"{at.url}/api/v1/{path}", headers=AUTH, timeout=90, verify=no_authorities()
+    ) as answer:
         assert answer.status_code == 200
         yield _events(answer)
 
