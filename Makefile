@@ -28,7 +28,6 @@ lint: env ## format, lint, types and import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/mypy .ci/make_env.py
 	$(BIN)/lint-imports --no-logo
 
 check: lint test ## format, lint, types, import rules, then every test

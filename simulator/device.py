@@ -49,6 +49,7 @@ from protocol.outcomes import Reason
 from protocol.topics import Kind
 from simulator.core.chance import SeededChance
 from simulator.core.fleet import How, Member
+from simulator.core.invariants import check_slots
 from simulator.core.model import Model as Model  # the worlds know it by the device it belongs to
 from simulator.ports import Clock, Content, Got, Timer, Transport
 
@@ -391,6 +392,7 @@ class VirtualDevice:
         self.handle(Finished(tag, event, slots=self.slots))
 
     def _change(self, table: SlotTable) -> None:
+        check_slots(self.id, self.slots, table)
         if self.watch_slots is not None:
             self.watch_slots(self, table)
         self.slots = table

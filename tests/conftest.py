@@ -35,10 +35,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in slow)
 
 
+gc.disable()  # until all is collected: what is imported and collected stays to the end
+
+
 def pytest_collection_finish() -> None:
-    """Leave what has been imported and collected out of every later garbage collection: it stays to the end."""
-    gc.collect()
+    """Leave what has been imported and collected out of every later garbage collection."""
     gc.freeze()
+    gc.enable()
 
 
 class Told:

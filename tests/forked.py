@@ -34,6 +34,7 @@ _CONTEXT.set_forkserver_preload(
         "inspector.cli",
         "sqlalchemy.dialects.sqlite",
         "uvicorn.protocols.http.h11_impl",
+        "tests.empty_database",
         __name__,
     ]
 )

@@ -27,7 +27,7 @@ from protocol.topics import Topics
 from simulator.core.chance import SeededChance
 from simulator.core.facts import DeviceSight
 from simulator.core.fleet import Member
-from simulator.core.invariants import InvariantBroken, check_slots
+from simulator.core.invariants import InvariantBroken
 from simulator.device import Model, VirtualDevice
 from simulator.live.connection import Connection, Hub, Login, address_of, source_for, within
 from simulator.live.fetch import Repository
@@ -282,7 +282,6 @@ class LiveFleet:
             member, make_core, chance, LoopClock(world.hub.loop), connection, world.repository, options.model
         )
         device.on_change = self._tell
-        device.watch_slots = lambda device, table: check_slots(device.id, device.slots, table)
         connection.on_up = device.connected
         connection.on_down = device.disconnected
         connection.on_message = device.delivered

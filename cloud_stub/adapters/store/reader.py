@@ -4,11 +4,11 @@ It writes nothing and keeps nothing (`unit.py` does both). It keeps the rule tha
 index; a test asks the database for its plans.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from enum import StrEnum
 from functools import cache
-from itertools import islice
+from itertools import chain, islice, repeat
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import (
@@ -52,7 +52,7 @@ from protocol.lifecycle import DeploymentState
 K = TypeVar("K")
 
 ALL_ROWS: Final = 2**62  # a limit that is none, in every dialect
-KEYS_IN_ONE_STATEMENT: Final = 10_000  # SQLite takes 32,766 variables
+KEYS_IN_ONE_STATEMENT: Final = 8_192  # a power of two (see `_by_key`); SQLite takes 32,766 variables
 
 NEWEST_DEPLOYMENT_FIRST: Final = (
     deployments.c.created_ms.desc(),
@@ -92,14 +92,8 @@ def _tally_of_one_deployment() -> Select[Any]:
 # What is asked for by key, again and again, is put together once.
 _COUNTED: Final = tuple(_tally_of_one_deployment().selected_columns.keys())
 _TALLY: Final = Query(_tally_of_one_deployment())
-_DEVICE: Final = Query(select(devices).where(devices.c.id == bindparam("id")))
-_DEVICES: Final = select(devices).where(devices.c.id.in_(bindparam("ids", expanding=True)))
 _DEPLOYMENT: Final = Query(select(deployments).where(deployments.c.id == bindparam("id")))
 _ACTIVE: Final = Query(select(deployments).where(deployments.c.group == bindparam("group"), text(IS_ACTIVE)))
-_ASSIGNMENT: Final = Query(select(assignments).where(_OF_ONE, assignments.c.device == bindparam("device")))
-_ASSIGNMENTS: Final = select(assignments).where(
-    _OF_ONE, assignments.c.device.in_(bindparam("devices", expanding=True))
-)
 _UPDATE: Final = Query(select(updates).where(updates.c.update == bindparam("name")))
 _UPDATE_BY_SHA256: Final = Query(select(updates).where(updates.c.sha256 == bindparam("sha256")))
 _NOTE: Final = Query(select(notes.c.value).where(notes.c.key == bindparam("name")))
@@ -174,6 +168,31 @@ def _assignments_of(a_deployment: bool, a_device: bool, states: int) -> Query:
     return Query(_in_states(query, assignments.c.state, states))
 
 
+@cache
+def _devices_by_id(count: int) -> Query:
+    return Query(select(devices).where(_one_of(devices.c.id, count)))
+
+
+@cache
+def _assignments_by_device(count: int) -> Query:
+    return Query(select(assignments).where(_OF_ONE, _one_of(assignments.c.device, count)))
+
+
+def _one_of(column: ColumnElement[str], count: int) -> ColumnElement[bool]:
+    keys: list[BindParameter[str]] = [bindparam(f"key_{number}") for number in range(count)]
+    return column == keys[0] if count == 1 else column.in_(keys)
+
+
+def _by_key(query_for: Callable[[int], Query], keys: Sequence[str]) -> tuple[Query, dict[str, object]]:
+    """Return the query for so many keys, and its values: the last key fills up to a power of two.
+
+    So there are few statements, each put together once, and not one for every number of keys.
+    """
+    count = 1 << (len(keys) - 1).bit_length()
+    filled = chain(keys, repeat(keys[-1], count - len(keys)))
+    return query_for(count), {f"key_{number}": key for number, key in enumerate(filled)}
+
+
 def _in_states(query: Select[Any], state: ColumnElement[str], count: int) -> Select[Any]:
     """Return the query for rows in one of so many states, which `_named` gives; all states when it is none."""
     named: list[BindParameter[str]] = [bindparam(f"state_{number}") for number in range(count)]
@@ -198,12 +217,8 @@ class SqlReader:
         """Return those of the devices that exist, by id."""
         found: dict[str, DeviceRow] = {}
         for chunk in chunks(ids):
-            rows = (
-                self._rows(_DEVICE, {"id": chunk[0]})
-                if len(chunk) == 1
-                else self._rows(_DEVICES, {"ids": chunk})
-            )
-            found.update((row.id, row) for row in DEVICE.decode_all(rows))
+            query, values = _by_key(_devices_by_id, chunk)
+            found.update((row.id, row) for row in DEVICE.decode_all(self._rows(query, values)))
         return found
 
     def list_devices(
@@ -284,11 +299,8 @@ class SqlReader:
         for deployment, members in of_deployment.items():
             # Pairs in one IN list would be one statement, and SQLite then goes through the whole table.
             for chunk in chunks(members):
-                rows = (
-                    self._rows(_ASSIGNMENT, {"deployment": deployment, "device": chunk[0]})
-                    if len(chunk) == 1
-                    else self._rows(_ASSIGNMENTS, {"deployment": deployment, "devices": chunk})
-                )
+                query, values = _by_key(_assignments_by_device, chunk)
+                rows = self._rows(query, {"deployment": deployment, **values})
                 found.update(((deployment, row.device), row) for row in ASSIGNMENT.decode_all(rows))
         return found
 

@@ -200,7 +200,13 @@ def _engine(url: URL, pool: type[Any], size: int | None = None, *, read_only: bo
         if size is None
         else {"pool_size": size, "max_overflow": 0, "pool_timeout": BUSY_TIMEOUT_MS / 1_000}
     )
-    engine = create_engine(url, poolclass=pool, connect_args={"check_same_thread": False}, **sizes)
+    engine = create_engine(
+        url,
+        poolclass=pool,
+        pool_reset_on_return=None,  # every transaction is committed or rolled back where it was begun
+        connect_args={"check_same_thread": False},
+        **sizes,
+    )
 
     @event.listens_for(engine, "connect")
     def _set_up(connection: sqlite3.Connection, _: object) -> None:
