@@ -287,7 +287,7 @@ def _started_ticks(pid: int) -> int | None:
 
 
 def _stat(pid: int | str) -> Sequence[str]:
-    """The fields of /proc/PID/stat behind the name, which may hold anything: state is 0, session 3, start 19."""
+    """The fields of /proc/PID/stat behind the name, which may hold anything: state is 0, start 19."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
     except (OSError, ValueError):
@@ -299,11 +299,18 @@ def _members(session: int) -> list[int]:
     """Return the living processes of a session; the dead that nobody collected are not among them."""
     found = []
     for name in os.listdir("/proc"):
-        if name.isdecimal():
+        if name.isdecimal() and _session_of(int(name)) == session:
             fields = _stat(name)
-            if fields and int(fields[3]) == session and fields[0] not in {"Z", "X"}:
+            if fields and fields[0] not in {"Z", "X"}:
                 found.append(int(name))
     return found
+
+
+def _session_of(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except OSError:  # it has ended
+        return None
 
 
 def _end_session(session: int, patience_s: float, number: signal.Signals) -> bool:

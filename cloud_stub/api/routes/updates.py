@@ -49,7 +49,11 @@ def import_update(caller: Operator, request: Request, service: ServiceDependency
     except OperatorError:
         body.drain()
         raise
-    row: UpdateRow = service.do(ImportUpdate(data), caller.who)
+    try:
+        row: UpdateRow = service.do(ImportUpdate(data), caller.who)
+    except OperatorError:
+        _check_new(service, read_manifest(data))  # another import of this version may have overtaken this one
+        raise
     return show.update_detail(row)
 
 

@@ -3,7 +3,7 @@
 import json
 import tracemalloc
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from hashlib import sha256
 from pathlib import Path
 
@@ -89,6 +89,22 @@ def test_an_update_never_changes(admin: Caller) -> None:
     other = _send(admin, samples.manifest("1.0", description="Other"), {"app.tar": b"not even looked at"})
     assert other.status_code == 409
     assert "never changes" in other.json()["error"]
+
+
+def test_an_import_that_another_one_overtook_is_a_conflict(admin: Caller, service: DirectService) -> None:
+    """Two at once: the version is new to both when their manifests are read, and belongs to the one that ends first."""
+    whole = _encoded(samples.manifest("1.0", description="Other"), samples.payload("1.0"))
+    half = len(whole) // 2  # in the middle of the file
+
+    async def body() -> AsyncIterator[bytes]:
+        yield whole[:half]
+        samples.imported(service, "1.0")
+        yield whole[half:]
+
+    answer = admin.post(f"{API}/updates", content=body(), headers={"Content-Type": TYPE})
+    assert answer.status_code == 409
+    assert "never changes" in answer.json()["error"]
+    assert admin.get(f"{API}/updates").json()[0]["description"] == "Pump 1.0"
 
 
 def test_the_order_of_parts_and_their_names_are_checked(admin: Caller) -> None:
