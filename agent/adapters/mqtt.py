@@ -188,6 +188,7 @@ class _Session:
             self._hang_up()
         finally:
             watchdog.cancel()
+            self._close()
         self.wants_other_version = self.wants_other_version or not self._answered
         return self._why
 
@@ -241,6 +242,13 @@ class _Session:
         if isinstance(sock, socket.socket):
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
+
+    def _close(self) -> None:
+        """Close the socket: paho leaves one that it could not wait for to the garbage collector."""
+        sock = self._client.socket()
+        if isinstance(sock, socket.socket):
+            with contextlib.suppress(OSError):
+                sock.close()
 
     def _on_connect(
         self, client: paho.Client, _: Any, _flags: Any, code: ReasonCode, _properties: Any

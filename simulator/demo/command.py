@@ -35,19 +35,21 @@ def demo(broker: str, seed: int, quick: bool, keep: bool) -> None:
     end_like_ctrl_c()
     import_ahead()
     with tempfile.TemporaryDirectory(prefix="lastgood-demo-") as folder:
-        with Backstage(Path(folder), broker, _typed) as backstage:
-            try:
-                Story(backstage, cast(seed, quick=quick), began_s).tell()
-            except DemoFailed:
-                _show_logs(Path(folder))
-                raise
-            click.echo(f"\nIt took {time.monotonic() - began_s:.0f} s.")
-            if keep:
-                click.echo("Everything is left running; Ctrl-C ends it.")
-                signal.pause()
-        left = backstage.left_over()
-    if left:
-        raise DemoFailed(f"Processes were left behind: {left}.")
+        backstage = Backstage(Path(folder), broker, _typed)
+        try:
+            with backstage:
+                try:
+                    Story(backstage, cast(seed, quick=quick), began_s).tell()
+                except DemoFailed:
+                    _show_logs(Path(folder))
+                    raise
+                click.echo(f"\nIt took {time.monotonic() - began_s:.0f} s.")
+                if keep:
+                    click.echo("Everything is left running; Ctrl-C ends it.")
+                    signal.pause()
+        finally:  # however the story ended
+            if left := backstage.left_over():
+                raise DemoFailed(f"Processes were left behind: {left}.")
     click.echo("Every process that it started has ended.")
 
 
