@@ -3,7 +3,8 @@
 import gc
 import os
 import signal
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -28,6 +29,19 @@ for name in list(os.environ):
 # Tests assert behaviour, never wall time: a slow machine is no failure.
 settings.register_profile("lastgood", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("lastgood")
+
+
+DESCRIPTORS_MAX = (
+    512  # paho waits with `select`, which takes none from 1,024 on: tests that follow would fail
+)
+
+
+@pytest.fixture(autouse=True)
+def _no_hoard_of_descriptors() -> Iterator[None]:
+    """Name the test after which this process holds too many files open."""
+    yield
+    held = sum(1 for _ in Path("/proc/self/fd").iterdir())
+    assert held <= DESCRIPTORS_MAX, f"{held} descriptors are open: who opens, closes"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

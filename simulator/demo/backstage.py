@@ -18,15 +18,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final, TypeVar
 
+import click
+
 from protocol.errors import LastgoodError
 from simulator.demo.typist import type_command
-from simulator.live.cloud import CloudApi, OwnCloud, without_addresses
+from simulator.live.cloud import CloudApi, OwnCloud, uninterrupted, without_addresses
 
 POLL_FIRST_S: Final = 0.1  # to the second look at a fact; every pause is longer than the one before it
 POLL_LAST_S: Final = 1.0  # a look costs the cloud as much as the work that is waited for
 START_S: Final = 120.0  # for the cloud to greet on a busy machine
 HEARTBEAT_S: Final = 10.0  # short, so that a demo that lost a message mends it soon
 STOP_S: Final = 60.0  # for a process to end by itself
+LEAVE_S: Final = 20.0  # for those whose parent was killed: they see it, and end by themselves
 COMMAND_S: Final = 240.0  # for one command of the operator
 T = TypeVar("T")
 _CHECKOUT: Final = Path(__file__).resolve().parents[2]  # or where the distribution is installed
@@ -61,8 +64,22 @@ class Backstage:
         (self.folder / "configs").symlink_to(_CHECKOUT / "configs")
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        """End everything, however the story ended.
+
+        Raises:
+            DemoFailed: the story ended well, and a process is left behind.
+        """
         self._stack.close()
+        deadline = time.monotonic() + LEAVE_S
+        while (left := self.left_over()) and time.monotonic() < deadline:
+            time.sleep(POLL_FIRST_S)
+        if not left:
+            return
+        told = f"Processes were left behind: {left}."
+        if error is None:
+            raise DemoFailed(told)
+        click.echo(told, err=True)  # beside what ended the story
 
     def start_cloud(self) -> dict[str, str]:
         """Start a cloud, and return what it printed: pages, API, broker, data.
@@ -165,24 +182,24 @@ class Backstage:
 
     def _spawn(self, name: str, words: Sequence[str]) -> subprocess.Popen[bytes]:
         log: IO[bytes] = self._stack.enter_context((self.folder / f"{name}.log").open("wb"))
-        process = subprocess.Popen(
-            [sys.executable, "-m", "lastgood", *words],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd=self.folder,
-            env=self._environment(),
-            start_new_session=True,  # Ctrl-C is for the demo, which ends its processes in order
-        )
-        self._stack.callback(_end, process)
+        with uninterrupted():
+            process = subprocess.Popen(
+                [sys.executable, "-m", "lastgood", *words],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                env=self._environment(),
+                start_new_session=True,  # Ctrl-C is for the demo, which ends its processes in order
+            )
+            self._stack.callback(_end, process)
         return process
 
     def _environment(self) -> dict[str, str]:
-        checkout = str(Path(__file__).resolve().parents[2])
         return {
             **without_addresses(os.environ),
             "LASTGOOD_DATA": str(self.data),
-            "PYTHONPATH": checkout,
+            "PYTHONPATH": str(_CHECKOUT),
             "PYTHONUNBUFFERED": "1",
         }
 

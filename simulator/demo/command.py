@@ -11,7 +11,8 @@ from typing import Final
 
 import click
 
-from simulator.demo.backstage import Backstage, DemoFailed
+from protocol.errors import LastgoodError
+from simulator.demo.backstage import Backstage
 from simulator.demo.cast import cast
 from simulator.demo.story import Story
 from simulator.demo.typist import import_ahead
@@ -36,20 +37,16 @@ def demo(broker: str, seed: int, quick: bool, keep: bool) -> None:
     import_ahead()
     with tempfile.TemporaryDirectory(prefix="lastgood-demo-") as folder:
         backstage = Backstage(Path(folder), broker, _typed)
-        try:
-            with backstage:
-                try:
-                    Story(backstage, cast(seed, quick=quick), began_s).tell()
-                except DemoFailed:
-                    _show_logs(Path(folder))
-                    raise
-                click.echo(f"\nIt took {time.monotonic() - began_s:.0f} s.")
-                if keep:
-                    click.echo("Everything is left running; Ctrl-C ends it.")
-                    signal.pause()
-        finally:  # however the story ended
-            if left := backstage.left_over():
-                raise DemoFailed(f"Processes were left behind: {left}.")
+        with backstage:
+            try:
+                Story(backstage, cast(seed, quick=quick), began_s).tell()
+            except LastgoodError:
+                _show_logs(Path(folder))
+                raise
+            click.echo(f"\nIt took {time.monotonic() - began_s:.0f} s.")
+            if keep:
+                click.echo("Everything is left running; Ctrl-C ends it.")
+                signal.pause()
     click.echo("Every process that it started has ended.")
 
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from simulator.live.cloud import uninterrupted
+
 _CONTEXT: Final = multiprocessing.get_context("forkserver")
 _IMPORTED: Final = (
     "lastgood",
@@ -52,12 +54,14 @@ def type_command(
         process = _CONTEXT.Process(
             target=_be_lastgood, args=(tuple(words), folder, dict(variables), out, err), daemon=True
         )
-        process.start()
         try:
+            with uninterrupted():
+                process.start()
             process.join(deadline_s)
         finally:
-            process.kill()
-            process.join()
+            if process.pid is not None:
+                process.kill()
+                process.join()
         return Typed(process.exitcode or 0, out.read_text(), err.read_text())
 
 

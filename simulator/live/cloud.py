@@ -9,8 +9,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,10 +22,12 @@ from protocol.errors import OperatorError, ServiceError
 from simulator.core.payload import MadeUpdate
 
 REQUEST_S: Final = 60.0  # for one answer of the API: registering ten thousand devices takes a while
-START_S: Final = 180.0  # for a cloud of its own to answer: broker, migrations, imports on a busy machine
+START_S: Final = 300.0  # for a cloud of its own to answer: broker, migrations, imports on a busy machine
+BROKER_S: Final = 30.0  # since its start, for the broker that it was given; its own it starts first
 STOP_S: Final = 60.0
 DEVICES_AT_ONCE: Final = 5_000  # in one request that adds devices
 PAGE: Final = 1_000  # devices in one answer
+ENDING_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def without_addresses(environment: Mapping[str, str]) -> dict[str, str]:
@@ -48,12 +51,13 @@ class CloudApi:
         """Let go of the connection."""
         self._http.close()
 
-    def is_healthy(self) -> bool:
-        """Return whether it answers that it can work."""
+    def health(self) -> str | None:
+        """Return what it lacks to work in a few words, "" when it lacks nothing, and None when it does not answer."""
         try:
-            return self._http.get("/health", timeout=2.0).status_code == 200
+            answer = self._http.get("/health")
         except httpx.HTTPError:
-            return False
+            return None
+        return "" if answer.is_success else "nothing answers at its broker's address"
 
     def add_devices(self, ids: Sequence[str], *, renew: bool = False) -> dict[str, str]:
         """Register devices, and return their join texts."""
@@ -149,9 +153,30 @@ def client_file(data: Path) -> tuple[str, str]:
 
 def end_like_ctrl_c() -> None:
     """Let SIGTERM, and a terminal that goes away, end this process as Ctrl-C does: with everything that it started."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` asked for that
-            signal.signal(number, signal.default_int_handler)
+    for number in _heard() - {signal.SIGINT}:
+        signal.signal(number, signal.default_int_handler)
+
+
+def _heard() -> set[signal.Signals]:
+    """Return the signals that end this process; `nohup`, and a shell's `&`, ask to ignore one."""
+    return {number for number in ENDING_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN}
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C and its likes wait until the block has ended: a process that is started must also be noted."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python tells signals to its main thread alone
+        return
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda each, _: came.append(each)) for number in _heard()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for first in came[:1]:
+            signal.raise_signal(first)
 
 
 class OwnCloud:
@@ -197,7 +222,7 @@ class OwnCloud:
         root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         (self.data / "client.json").unlink(missing_ok=True)
-        with (self.data / "cloud.log").open("ab") as log:
+        with (self.data / "cloud.log").open("ab") as log, uninterrupted():
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "lastgood", *words],
                 stdout=log,
@@ -206,7 +231,11 @@ class OwnCloud:
                 env={**without_addresses(os.environ), "PYTHONPATH": path},
                 start_new_session=True,  # a Ctrl-C is for us: we end it in order
             )
-        return self._wait()
+        try:
+            return self._wait()
+        except BaseException:  # Ctrl-C too: nobody has a `with` block yet that would end it
+            self.stop()
+            raise
 
     def stop(self) -> None:
         """End it in order, and for certain."""
@@ -228,17 +257,19 @@ class OwnCloud:
             process.wait(STOP_S)
 
     def _wait(self) -> CloudApi:
-        deadline = time.monotonic() + START_S
-        while time.monotonic() < deadline:
+        began, lacks = time.monotonic(), None
+        while time.monotonic() - began < (START_S if lacks is None else BROKER_S):
             if self._process is None or self._process.poll() is not None:
                 raise ServiceError(f"The cloud did not start: {self._last_words()}")
             with contextlib.suppress(OperatorError):
                 api = CloudApi(*client_file(self.data))
-                if api.is_healthy():
+                lacks = api.health()
+                if lacks == "":
                     return api
                 api.close()
             time.sleep(0.05)  # between two looks at another process
-        self.stop()
+        if lacks is not None:
+            raise ServiceError(f"The cloud is up, but {lacks}: {self._broker}.")
         raise ServiceError(f"The cloud did not answer within {START_S:g} s: {self._last_words()}")
 
     def _last_words(self) -> str:

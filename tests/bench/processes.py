@@ -56,11 +56,13 @@ def broker_of(cloud: int) -> int:
 def bytes_to(port: int) -> dict[int, int]:
     """Return, for each connection of this process to a port, the bytes that TCP carried both ways, by its own port."""
     found = {}
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - names, not paths
+    for entry in Path("/proc/self/fd").iterdir():
         try:
-            connection = socket.socket(fileno=os.dup(int(name)))
+            if not entry.readlink().name.startswith("socket:"):
+                continue  # only a socket's copy has somebody who closes it
+            connection = socket.socket(fileno=os.dup(int(entry.name)))
         except OSError:
-            continue
+            continue  # it was closed while we looked
         with connection:
             try:
                 peer, own = connection.getpeername(), connection.getsockname()

@@ -1,6 +1,7 @@
 """The benchmarks themselves, with tiny numbers: they run, they assert what they measure, and their table is whole."""
 
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from rich.console import Console
 
 from tests.bench import acknowledged, footprint, reports, rollout
 from tests.bench.bare import Line, converse
+from tests.bench.processes import bytes_to
 from tests.bench.table import Row, Section, cells, markdown, show
 
 MOSQUITTO_PATH = "/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin"
@@ -21,6 +23,11 @@ def rows_of(section: Section) -> dict[str, Row]:
             assert figure >= 0, name
             assert figure > 0 or "CPU" in name, name
     return found
+
+
+def descriptors() -> int:
+    """Return how many files this process holds open."""
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 @pytest.mark.slow
@@ -78,6 +85,20 @@ def test_a_conversation_is_played_to_its_end(tmp_path: Path) -> None:
     ]
     bare = converse(script, 3, "embedded", tmp_path, rounds=5)
     assert len(bare.latencies_s) == 3 * 5
+
+
+def test_counting_bytes_holds_no_descriptor(tmp_path: Path) -> None:
+    """What is no socket is not copied; what is one is counted, and its copy closed: nobody else would."""
+    with (tmp_path / "open").open("w"), socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as near, server.accept()[0] as far:
+            far.sendall(b"x" * 100)
+            assert len(near.recv(100, socket.MSG_WAITALL)) == 100
+            held = descriptors()
+            assert bytes_to(port) == {near.getsockname()[1]: 100 + 1}, (
+                "what begins a connection counts as one"
+            )
+            assert descriptors() == held
 
 
 def test_a_ratio_says_how_far_the_floor_is() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import signal
 from typing import ClassVar
 
 import pytest
@@ -9,6 +10,7 @@ from rich.console import Console
 
 from protocol.errors import OperatorError
 from simulator.core.facts import DeviceSight
+from simulator.live.cloud import ENDING_SIGNALS, uninterrupted
 from simulator.live.connection import SOURCES, address_of, source_for
 from simulator.live.show import Display, lines_of, summary
 from simulator.live.wheel import Wheel
@@ -71,6 +73,29 @@ def test_the_wheel_visits_everybody_once_in_a_turn() -> None:
     visits = asyncio.run(turn())
     assert visits[0] == 0
     assert max(visits) - min(visits[1:]) <= 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_must_not_be_torn_ends_before_the_signal_is_heard(number: signal.Signals) -> None:
+    """A process that is started is noted, too; the handlers are then as they were."""
+    handlers = {each: signal.getsignal(each) for each in ENDING_SIGNALS}
+    done: list[str] = []
+
+    def start() -> None:
+        with uninterrupted():
+            done.append("started")
+            signal.raise_signal(number)
+            done.append("noted")
+
+    signal.signal(number, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            start()
+        assert done == ["started", "noted"]
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, handlers[number])
+    assert {each: signal.getsignal(each) for each in ENDING_SIGNALS} == handlers
 
 
 def test_a_fleet_is_shown_by_group() -> None:
