@@ -112,9 +112,7 @@ class VirtualDevice:
         self.on_change: Callable[[VirtualDevice], None] | None = (
             None  # after every event that changed slots or phase
         )
-        self.watch_slots: Callable[[VirtualDevice, SlotTable], None] | None = (
-            None  # every new table, before it is kept
-        )
+        self.watch_slots: Callable[[SlotTable], None] | None = None  # every new table, before it is kept
         self._make_core = make_core
         self._clock = clock
         self._transport = transport
@@ -394,7 +392,7 @@ class VirtualDevice:
     def _change(self, table: SlotTable) -> None:
         check_slots(self.id, self.slots, table)
         if self.watch_slots is not None:
-            self.watch_slots(self, table)
+            self.watch_slots(table)
         self.slots = table
 
     def _later(self, delay_ms: int, action: Callable[[], None]) -> None:

@@ -28,7 +28,7 @@ from agent.adapters.application import ProcessApplication, ProcessSettings
 from agent.adapters.directory_slots import DirectorySlots
 from agent.adapters.records import RecordFile
 from agent.core.model import Record, SlotTable
-from cloud_stub.cli.client import no_authorities
+from cloud_stub.cli.client import get_here, no_authorities
 from tests.forked import Forked
 from tests.waiting import until
 
@@ -351,9 +351,7 @@ class Agent:
     def version(self) -> str:
         """Return what the running application says it is; nothing when it does not answer."""
         try:
-            answer = httpx.get(
-                f"http://127.0.0.1:{self.port}/health", timeout=20, trust_env=False, verify=no_authorities()
-            )
+            answer = get_here(f"http://127.0.0.1:{self.port}/health", 20)
         except httpx.HTTPError:
             return ""
         return answer.text.strip() if answer.status_code == 200 else ""

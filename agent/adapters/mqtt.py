@@ -185,10 +185,11 @@ class _Session:
                     self._client.disconnect()
         except Exception as error:  # noqa: BLE001 - what a broker sends must not end the agent, whatever paho makes of it
             self._why = f"sent what is no MQTT ({type(error).__name__})"
-            self._hang_up()
         finally:
             watchdog.cancel()
-            self._close()
+            self._with_socket(
+                socket.socket.close
+            )  # paho leaves one that it could not wait for to the garbage collector
         self.wants_other_version = self.wants_other_version or not self._answered
         return self._why
 
@@ -235,20 +236,15 @@ class _Session:
         if not self.is_granted:
             self._why = "did not answer in time"
             self._client.disconnect()
-            self._hang_up()
+            self._with_socket(
+                lambda sock: sock.shutdown(socket.SHUT_RDWR)
+            )  # wakes who waits on it; that one closes
 
-    def _hang_up(self) -> None:
+    def _with_socket(self, end: Callable[[socket.socket], None]) -> None:
         sock = self._client.socket()
         if isinstance(sock, socket.socket):
             with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-
-    def _close(self) -> None:
-        """Close the socket: paho leaves one that it could not wait for to the garbage collector."""
-        sock = self._client.socket()
-        if isinstance(sock, socket.socket):
-            with contextlib.suppress(OSError):
-                sock.close()
+                end(sock)
 
     def _on_connect(
         self, client: paho.Client, _: Any, _flags: Any, code: ReasonCode, _properties: Any

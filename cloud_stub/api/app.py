@@ -26,6 +26,7 @@ from cloud_stub.api.looks import NotFound
 from cloud_stub.api.requests import sentence
 from cloud_stub.api.routes import deployments, devices, general, updates
 from cloud_stub.api.service_port import Service
+from cloud_stub.core.imports import AlreadyImported
 from protocol.errors import LastgoodError, OperatorError
 
 BODY_BYTES_MAX = 2_097_152  # of a request that is read whole: a manifest, or 10,000 device ids
@@ -98,7 +99,7 @@ def _refuse(request: Request, error: Exception) -> Response:
             status = error.status
         case NotFound():
             status = 404
-        case Conflict():
+        case Conflict() | AlreadyImported():
             status = 409
         case OperatorError():
             status = 400

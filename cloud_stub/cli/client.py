@@ -182,6 +182,15 @@ def http_client(address: Address, timeout: httpx.Timeout) -> httpx.Client:
     )
 
 
+def get_here(address: str, timeout_s: float) -> httpx.Response:
+    """Ask something that listens on this machine: no proxy has business there.
+
+    Raises:
+        httpx.HTTPError: it does not answer.
+    """
+    return httpx.get(address, timeout=timeout_s, trust_env=False, verify=no_authorities())
+
+
 @cache
 def no_authorities() -> ssl.SSLContext:
     """Return what a client of plain HTTP needs of TLS: to read all authorities takes longer than most answers.

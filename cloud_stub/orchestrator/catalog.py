@@ -3,6 +3,7 @@
 It reads no files: those are stored and checked before the manifest comes here. Source: DESIGN.md section 2; R22.
 """
 
+from cloud_stub.core.imports import check_new
 from cloud_stub.core.rows import UpdateRow
 from cloud_stub.orchestrator import deployments
 from cloud_stub.orchestrator.turn import Turn
@@ -14,7 +15,8 @@ def add(turn: Turn, data: bytes, who: str) -> UpdateRow:
     """Make an update known; the very same manifest again is no error.
 
     Raises:
-        OperatorError: the manifest is not valid, or another one has this name already.
+        OperatorError: the manifest is not valid.
+        AlreadyImported: another one has this name already.
     """
     manifest = read_manifest(data)
     if not manifest.document.isDeployable:
@@ -22,12 +24,9 @@ def add(turn: Turn, data: bytes, who: str) -> UpdateRow:
             f"{manifest.update} says isDeployable: false; import the update that refers to it instead."
         )
     known = turn.unit.update(str(manifest.update))
+    check_new(manifest, known)
     if known is not None:
-        if known.sha256 == manifest.sha256:
-            return known
-        raise OperatorError(
-            f"{manifest.update} is imported already with other content; an update never changes: give it a new version."
-        )
+        return known
     row = UpdateRow(
         update=str(manifest.update),
         sha256=manifest.sha256,

@@ -10,7 +10,7 @@ from typing import Any, Final
 import click
 import httpx
 
-from cloud_stub.cli.client import no_authorities
+from cloud_stub.cli.client import get_here
 from simulator.core.fleet import Member
 from simulator.demo.backstage import Agent, Backstage, DemoFailed
 from simulator.demo.cast import (
@@ -29,6 +29,7 @@ from simulator.demo.cast import (
 from simulator.live.fleet import LiveFleet
 
 ROLLOUT_S: Final = 300.0  # deadline of every rollout: a slow machine is no failure, a stuck fleet is
+HEALTH_S: Final = 60.0  # for an answer of a real agent's application
 BEACONS: Final = "configs/demo"  # `Backstage` makes it reachable from the folder in which commands run
 JOIN: Final = "--join "
 
@@ -331,7 +332,6 @@ class Story:
 
 def _health(port: int) -> str:
     try:
-        address = f"http://127.0.0.1:{port}/health"
-        return httpx.get(address, timeout=5, trust_env=False, verify=no_authorities()).text.strip()
+        return get_here(f"http://127.0.0.1:{port}/health", HEALTH_S).text.strip()
     except httpx.HTTPError as error:
         raise DemoFailed(f"A real agent's application does not answer: {error}.") from error

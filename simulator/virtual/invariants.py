@@ -12,7 +12,6 @@ from protocol.lifecycle import DeploymentState
 from protocol.messages import State, read
 from protocol.topics import Kind
 from simulator.core.invariants import InvariantBroken
-from simulator.device import VirtualDevice
 
 
 class Invariants:
@@ -25,7 +24,7 @@ class Invariants:
         self._verdicts: dict[tuple[str, str, int, int], tuple[str, str | None]] = {}
         self._tallies: dict[str, Any] = {}
 
-    def slots_changed(self, _: VirtualDevice, __: SlotTable) -> None:
+    def slots_changed(self, _: SlotTable) -> None:
         """Count that a device has held its new slot table to the slots' invariants, and to what it was."""
         self.checks += 1
 

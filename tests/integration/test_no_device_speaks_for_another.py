@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from cloud_stub.adapters.keys import Secrets, load_or_make
-from cloud_stub.cli.client import no_authorities
+from cloud_stub.cli.client import get_here
 from cloud_stub.core.links import signed_query
 from protocol.join import Join, decode_join
 from protocol.messages import Assignment, Hello, read, write
@@ -209,7 +209,7 @@ def test_an_address_that_was_altered_or_has_expired_opens_nothing(
 
 def fetch(address: str, query: str) -> httpx.Response:
     """Return what the repository answers."""
-    return httpx.get(f"{address}?{query}", timeout=60, trust_env=False, verify=no_authorities())
+    return get_here(f"{address}?{query}", 60)
 
 
 def is_at_rest(cloud: Cloud, device: str) -> bool:

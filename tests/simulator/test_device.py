@@ -70,7 +70,7 @@ class Bench:
 
         model = Model(500, 0.3, 300, 0.3, soak_ms, failing)
         self.device = VirtualDevice(MEMBER, make_core, chance, self.clock, self, self.content, model)
-        self.device.watch_slots = lambda _, table: self.tables.extend(moves.faults(table))
+        self.device.watch_slots = lambda table: self.tables.extend(moves.faults(table))
         self.device.start()
         self.device.connected("c-1")
 

@@ -43,8 +43,7 @@ class Query:
         Raises:
             DBAPIError: the database refused.
         """
-        with _cursor(connection, self._in(connection.dialect).sql) as cursor:
-            cursor.execute(*self._with(connection.dialect, values))
+        with self._run(connection, values) as cursor:
             found: Sequence[tuple[Any, ...]] = cursor.fetchall()
             return found
 
@@ -54,14 +53,16 @@ class Query:
         Raises:
             DBAPIError: the database refused.
         """
-        with _cursor(connection, self._in(connection.dialect).sql) as cursor:
-            cursor.execute(*self._with(connection.dialect, values))
+        with self._run(connection, values) as cursor:
             return int(cursor.rowcount)
 
-    def _with(self, dialect: Dialect, values: Mapping[str, object]) -> tuple[str, Any]:
-        sql, order, known = self._in(dialect)
+    @contextmanager
+    def _run(self, connection: Connection, values: Mapping[str, object]) -> Iterator[Any]:
+        sql, order, known = self._in(connection.dialect)
         given = {**known, **values}
-        return sql, given if order is None else tuple([given[name] for name in order])
+        with _cursor(connection, sql) as cursor:
+            cursor.execute(sql, given if order is None else tuple([given[name] for name in order]))
+            yield cursor
 
     def _in(self, dialect: Dialect) -> Compiled:
         found = self._compiled.get(dialect.name)

@@ -8,12 +8,13 @@ from starlette.requests import ClientDisconnect
 
 from cloud_stub.api import looks, show, views
 from cloud_stub.api.access import Admin, Operator, Viewer
-from cloud_stub.api.conflicts import Conflict, conflicting
+from cloud_stub.api.conflicts import conflicting
 from cloud_stub.api.dependencies import API_PREFIX, ServiceDependency
 from cloud_stub.api.requests import WithdrawRequest
 from cloud_stub.api.service_port import Service
 from cloud_stub.api.uploads import Body, receive
 from cloud_stub.core.commands import ImportUpdate, WithdrawUpdate
+from cloud_stub.core.imports import check_new
 from cloud_stub.core.rows import UpdateRow
 from protocol.errors import OperatorError
 from protocol.identity import UpdateId
@@ -49,11 +50,7 @@ def import_update(caller: Operator, request: Request, service: ServiceDependency
     except OperatorError:
         body.drain()
         raise
-    try:
-        row: UpdateRow = service.do(ImportUpdate(data), caller.who)
-    except OperatorError:
-        _check_new(service, read_manifest(data))  # another import of this version may have overtaken this one
-        raise
+    row: UpdateRow = service.do(ImportUpdate(data), caller.who)
     return show.update_detail(row)
 
 
@@ -116,11 +113,7 @@ def withdraw(service: Service, update: str, why: str, who: str) -> UpdateRow:
 
 def _check_new(service: Service, manifest: Manifest) -> None:
     with service.read() as reader:
-        known = reader.update(str(manifest.update))
-    if known is not None and known.sha256 != manifest.sha256:
-        raise Conflict(
-            f"{manifest.update} is imported already with other content; an update never changes: give it a new version."
-        )
+        check_new(manifest, reader.update(str(manifest.update)))
 
 
 def _chunks(request: Request) -> Iterator[bytes]:
