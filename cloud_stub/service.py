@@ -25,7 +25,7 @@ from cloud_stub.orchestrator import Asked, Delivered, Input, Linked, Now, Orches
 from cloud_stub.orchestrator.deployments import planned
 from cloud_stub.ports import PAGE_ROWS_MAX, Broker, Files, Reader, Store
 from protocol.errors import OperatorError, ServiceError
-from protocol.join import Join, encode_join
+from protocol.join import Join, broker_url, encode_join
 from protocol.topics import Kind, Topics
 
 log = logging.getLogger(__name__)
@@ -173,7 +173,7 @@ class Service:
         """Return what `--join` takes."""
         return encode_join(
             Join(
-                broker=f"mqtt://{self.broker.host}:{self.broker.port}",
+                broker=broker_url(self.broker.host, self.broker.port),
                 device=device,
                 token=token,
                 keys_pem=(self._kept.director.public_pem,),

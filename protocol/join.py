@@ -41,6 +41,11 @@ class Join(BaseModel):
     prefix: Prefix = DEFAULT_PREFIX
 
 
+def broker_url(host: str, port: int) -> str:
+    """Write where a broker without TLS is; an address of IPv6 stands in brackets (RFC 3986, section 3.2.2)."""
+    return f"mqtt://[{host}]:{port}" if ":" in host else f"mqtt://{host}:{port}"
+
+
 def encode_join(join: Join) -> str:
     """Write it as one word of letters, digits, dashes and underscores; the inverse of `decode_join`."""
     return base64.urlsafe_b64encode(dump(join.model_dump(mode="json"))).rstrip(b"=").decode("ascii")

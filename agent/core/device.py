@@ -271,11 +271,10 @@ class Device:
         self._properties, self._tags = event.properties, event.tags
 
     def _application_stopped(self, event: Stopped) -> None:
-        if self.workflow.state is _S.CONFIRMING and not is_committing(self.workflow):
-            self._feed(Happening(_E.STOPPED, detail=event.detail))
-            return
+        on_trial = self.workflow.state is _S.CONFIRMING and not is_committing(self.workflow)
         self._feed(Happening(_E.STOPPED, detail=event.detail))
-        self._restarts.plan(self._now)
+        if not on_trial:
+            self._restarts.plan(self._now)
 
     def _progressed(self, event: Progressed) -> None:
         order = self.workflow.order

@@ -37,6 +37,7 @@ from cloud_stub.orchestrator.outbox import Outbox
 from cloud_stub.ports import Broker
 from cloud_stub.service import RandomChance, Service, accounts_of_devices
 from protocol.errors import OperatorError, ServiceError
+from protocol.join import broker_url
 from protocol.messages import Repository
 from protocol.topics import DEFAULT_PREFIX, Topics
 
@@ -224,7 +225,7 @@ def _greet(options: Options, assembly: Assembly, setup_code: str, say: Callable[
     broker = assembly.broker
     say(f"pages    {options.url}/login?code={setup_code}")
     say(f"API      {options.url}/api/v1  (token in {options.data / 'client.json'})")
-    say(f"broker   mqtt://{broker.host}:{broker.port}  {broker.engine}: {broker.limit}")
+    say(f"broker   {broker_url(broker.host, broker.port)}  {broker.engine}: {broker.limit}")
     say(f"data     {options.data.resolve()}")
     say(f"Add a device with:  lastgood device add ID{_where(options)}")
     sys.stdout.flush()
@@ -240,7 +241,7 @@ def _write_client_files(options: Options, assembly: Assembly) -> None:
     client = {"url": options.url, "token": kept.admin_token, "pid": os.getpid()}
     replace_file(options.data / "client.json", json.dumps(client).encode())
     inspect = {
-        "broker": f"mqtt://{broker.host}:{broker.service_port}",
+        "broker": broker_url(broker.host, broker.service_port),
         "user": "_inspect",
         "password": kept.inspect_token,
         "prefix": options.prefix,

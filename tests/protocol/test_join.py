@@ -6,9 +6,10 @@ import json
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from agent.adapters.mqtt import Broker
 from protocol.envelope import DirectorKey, TrustedKeys
 from protocol.errors import OperatorError
-from protocol.join import Join, decode_join, encode_join
+from protocol.join import Join, broker_url, decode_join, encode_join
 
 KEY = DirectorKey(Ed25519PrivateKey.from_private_bytes(bytes(32)))
 JOIN = Join(
@@ -64,3 +65,9 @@ def test_a_wrong_field_is_named(field: str, value: object, sentence: str) -> Non
     text = base64.urlsafe_b64encode(json.dumps(fields).encode()).decode()
     with pytest.raises(OperatorError, match=sentence):
         decode_join(text)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "broker.example.com", "::1", "fe80::1:2"])
+def test_a_brokers_address_is_read_as_it_was_meant(host: str) -> None:
+    """By the agent, which is told it, and with an address of IPv6, too."""
+    assert Broker(broker_url(host, 2883), "pi-1", "t").address() == (host, 2883, False)

@@ -10,6 +10,7 @@ from typing import Final
 
 from cloud_stub.adapters.broker.process import BrokerProcess
 from protocol.errors import ServiceError
+from protocol.join import broker_url
 
 LOOK_EVERY_S: Final = 0.5  # devices wait longer than this before they reconnect
 WAIT_MOST_S: Final = 30.0  # between two starts of a broker that will not stay
@@ -53,4 +54,4 @@ class Keeper:
         except ServiceError as error:  # a broker that does not come up, or a disk that refuses its files
             self._say(f"it does not start: {error}; trying again")
         else:
-            self._say(f"the broker serves again on mqtt://{broker.host}:{broker.port}")
+            self._say(f"the broker serves again on {broker_url(broker.host, broker.port)}")

@@ -13,7 +13,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from cloud_stub.adapters.broker.access import is_service, mosquitto_device_acl, mosquitto_service_acl
+from cloud_stub.adapters.broker.access import mosquitto_device_acl, mosquitto_service_acl
 from cloud_stub.adapters.broker.errors import BrokerError
 from cloud_stub.adapters.broker.limits import PACKET_BYTES_MAX
 from cloud_stub.adapters.durable import replace_file
@@ -45,10 +45,6 @@ class MosquittoFiles:
     config: Path
     device_accounts: Path
     service_accounts: Path
-
-    def accounts_for(self, name: str) -> Path:
-        """The password file an account belongs in."""
-        return self.service_accounts if is_service(name) else self.device_accounts
 
 
 def find_mosquitto(asked: str | None) -> Path | None:
