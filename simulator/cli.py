@@ -271,6 +271,8 @@ def _print_options(console: Console, scenario: Scenario, options: Options) -> No
         f"seed {options.seed} · scenario {scenario.name} ({options.path}) · world {options.world} · "
         f"{count} devices{where}",
     )
+    if options.world == "live" and scenario.network.latency_ms:
+        _say(console, "This run's network is real: latency_ms of [network] is for virtual time.")
     for line in _failing(scenario, members(scenario, options.seed), options.seed):
         _say(console, line)
 

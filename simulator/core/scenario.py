@@ -58,6 +58,8 @@ class FleetPart(Part):
         _or_value_error(check_device_id, next(self.device_ids()))
         if self.arrives == "over" and self.over_s <= 0:
             raise ValueError("it arrives 'over' a time, and over_s is missing")
+        if self.arrives != "over" and self.over_s > 0:
+            raise ValueError(f"over_s is for arrives = 'over', and it arrives {self.arrives!r}")
         return self
 
 
@@ -76,9 +78,9 @@ class UpdatePart(Part):
 
 
 class NetworkPart(Part):
-    """What the modelled parts of the network cost, beside the real ones."""
+    """How fast a fleet connects; and what a message takes in virtual time, for a live run's network is real."""
 
-    latency_ms: Annotated[float, Field(ge=0, le=60_000)] = 0.0
+    latency_ms: Annotated[float, Field(ge=0, le=60_000)] = 0.0  # virtual time only, as its spread
     spread: Annotated[float, Field(ge=0, le=2)] = 0.5
     connects_per_s: Annotated[float, Field(gt=0, le=100_000)] = (
         1_000.0  # how fast a fleet that arrives at once arrives

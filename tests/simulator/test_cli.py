@@ -62,6 +62,15 @@ def test_a_storm_is_refused_in_the_live_world(capsys: pytest.CaptureFixture[str]
     assert "--world virtual" in said
 
 
+def test_what_a_live_run_does_not_play_is_said(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its network is real; the run itself needs a cloud, and none is there."""
+    small.write_text(small.read_text() + "\n[network]\nlatency_ms = 50\n")
+    code, said = lines(capsys, ["run", str(small), "--url", "http://127.0.0.1:1", "--token", "t"])
+    assert code == 1
+    assert "latency_ms of [network] is for virtual time" in said
+    assert "latency_ms" not in lines(capsys, ["run", str(small), "--world", "virtual"])[1]
+
+
 def test_a_run_that_holds_exits_with_0_and_prints_its_seed_first(
     small: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

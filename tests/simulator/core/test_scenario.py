@@ -36,6 +36,7 @@ def test_every_shipped_scenario_is_valid(path: Path) -> None:
         ('group = "kitchen"\ncount = 4', 'group = "a/b"\ncount = 4', "fleet.0"),
         ("count = 4", 'count = 4\nid = "same"', "lacks {n}"),
         ("count = 4", 'count = 4\narrives = "over"', "over_s"),
+        ("count = 4", "count = 4\nover_s = 2", "it arrives 'at_once'"),
         ('[[fleet]]\nname = "late"', "[[fleet]]", "two of them are called 'kitchen'"),
         ('id = "acme/app:1.0"', 'id = "acme/app"', "update.0"),
         ("count = 1\n", "count = 1\nshare = 0.5\n", "failure.0"),
