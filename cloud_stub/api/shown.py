@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 HUES: Final = 8  # colours for updates in bars; the style sheet has `run-0` to `run-7`
 _STATES: Final = (  # of a deployment's bar, in the order in which they are drawn
-    ("succeeded", "run it", "good"),
+    ("succeeded", "succeeded", "good"),
     ("working", "working", "work"),
     ("pending", "not begun", "wait"),
     ("canceled", "canceled", "off"),

@@ -103,7 +103,7 @@ def list_(cloud: Cloud, group: str | None, state: tuple[str, ...], as_json: bool
         say_json(rows)
         return
     say_table(
-        ("deployment", "group", "update", "state", "#run it", "#failed", "#open", "made"),
+        ("deployment", "group", "update", "state", "#succeeded", "#failed", "#open", "made"),
         (
             (
                 row["id"],

@@ -11,7 +11,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
 
 from cloud_stub.api.access import Role
-from cloud_stub.core.commands import CreateDeployment
+from cloud_stub.core.commands import CreateDeployment, WithdrawUpdate
 from cloud_stub.core.rows import AssignmentState
 from protocol.outcomes import Party, Reason
 from tests.browser import browser, complaints, tab
@@ -21,9 +21,15 @@ from tests.cloud_stub.api.fakes import DirectService
 from tests.cloud_stub.api.server import SETUP_CODE, TOKENS, Served, served
 from tests.waiting import until
 
-PATHS = ("/", "/devices?group=north", "/devices/north-001", "/updates", "/updates/acme/pump/2.0", "/deployments",
+PATHS = ("/", "/devices?group=north", "/devices/north-001", "/updates", "/updates/acme/pump/2.0",
+         "/updates/acme/pump/0.9", "/deployments",
          "/deployments/d1", "/deployments/d1/devices", "/deployments/new",
          "/deployments/plan?group=north&update=acme/pump:2.0&rollback_to=acme/pump:1.0", "/audit")  # fmt: skip
+
+# An alert's parts are set apart from each other: a sentence that is not one part is torn.
+TORN_SENTENCES = """return [...document.querySelectorAll('.alert')].filter(alert =>
+    [...alert.childNodes].some(part => part.nodeType === Node.TEXT_NODE && part.data.trim())
+).map(alert => alert.innerText)"""
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +62,12 @@ def at(service: DirectService, ids: list[str]) -> Iterator[Served]:
 
 @pytest.mark.slow
 @pytest.mark.browser
-def test_every_page_is_read_in_a_browser_without_complaints(at: Served, chromium: Chrome) -> None:
+def test_every_page_is_read_in_a_browser_without_complaints(
+    at: Served, service: DirectService, chromium: Chrome
+) -> None:
     """Signed in by the printed address; no script error, nothing refused or missing, nothing wider than a phone."""
+    samples.imported(service, "0.9")
+    service.do(WithdrawUpdate("acme/pump:0.9", "it leaks"), "test")
     with tab(chromium, width=500) as opened:
         opened.get(at.login())
         until(lambda: opened.current_url == f"{at.url}/", "the overview")
@@ -68,6 +78,7 @@ def test_every_page_is_read_in_a_browser_without_complaints(at: Served, chromium
             assert opened.execute_script(wide) <= 0, path
             assert len(opened.find_elements(By.TAG_NAME, "h1")) == 1, path
             assert opened.find_elements(By.CSS_SELECTOR, "button:empty, a:empty, img:not([alt])") == [], path
+            assert opened.execute_script(TORN_SENTENCES) == [], path
 
 
 @pytest.mark.browser
