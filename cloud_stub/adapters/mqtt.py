@@ -101,9 +101,10 @@ class Link:
         if not reason.is_failure:
             client.subscribe([(filter_, 1) for filter_ in self._topics.read_by_cloud()])
             return
-        log.warning("the broker refused the cloud: %s", reason)
         if "protocol version" in str(reason).lower() and self._version is MQTTProtocolVersion.MQTTv5:
             self._fall_back(client)
+            return
+        log.warning("the broker refused the cloud: %s", reason)
 
     def _subscribed(
         self, _client: paho.Client, _data: Any, _mid: int, reasons: list[ReasonCode], _p: Any

@@ -31,6 +31,7 @@ def add(cloud: Cloud, ids: tuple[str, ...], renew: bool, as_json: bool) -> None:
         click.echo(
             f"{row['device']}: run this on the device; it holds a secret and is not shown again:\n  {row['join']}"
         )
+    click.echo("Add --config FILE: it says what a device is and runs (see configs/agent.toml).", err=True)
 
 
 @device.command("list")

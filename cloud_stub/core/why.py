@@ -27,7 +27,7 @@ def _deciding(
         return ["It has never said hello: run the line that `lastgood device add` printed on it."]
     if device.class_key is None:
         return [
-            "It has said hello and not yet reported its properties: its class is unknown, so nothing fits it."
+            "It has not said what it is, so no update fits it: give its agent a --config with [properties]."
         ]
     if active is None and device.work_state in PAST_NO_RETURN:
         state = device.work_state

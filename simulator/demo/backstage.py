@@ -20,7 +20,7 @@ from typing import IO, Any, Final, TypeVar
 
 import click
 
-from protocol.errors import LastgoodError
+from protocol.errors import LastgoodError, ServiceError
 from simulator.demo.typist import type_command
 from simulator.live.cloud import CloudApi, OwnCloud, uninterrupted, without_addresses
 
@@ -152,18 +152,22 @@ class Backstage:
         return self._api
 
     def until(self, what: str, look: Callable[[], T | None], deadline_s: float) -> T:
-        """Look until there is something to see, and return it.
+        """Look until there is something to see, and return it; a cloud that is away may come back.
 
         Raises:
             DemoFailed: there was nothing within the deadline, in seconds.
         """
         end, pause_s = time.monotonic() + deadline_s, POLL_FIRST_S
         while True:
-            found = look()
-            if found:
-                return found
+            away = ""
+            try:
+                found = look()
+                if found:
+                    return found
+            except ServiceError as error:
+                away = f" {error}"
             if time.monotonic() > end:
-                raise DemoFailed(f"It did not come true within {deadline_s:.0f} s: {what}.")
+                raise DemoFailed(f"It did not come true within {deadline_s:.0f} s: {what}.{away}")
             time.sleep(pause_s)
             pause_s = min(POLL_LAST_S, pause_s * 1.3)
 

@@ -3,58 +3,13 @@
 Its good end is played by `.ci/run`, on both brokers.
 """
 
-import os
 import signal
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from simulator.demo.backstage import Backstage
-from tests.processes import ROOT, environment
+from tests.simulator.demo.playing import demo, left_of, told
 from tests.waiting import DEADLINE_S, until
-
-
-@pytest.fixture
-def spool() -> Iterator[Path]:
-    """Where the demo makes its folder: a short path, for a socket's may have 107 bytes."""
-    with tempfile.TemporaryDirectory(prefix="ends-", dir="/tmp") as folder:
-        yield Path(folder)
-
-
-@contextmanager
-def demo(spool: Path, tmp_path: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Play the demo, with its folder below `spool` and its lines in `tmp_path/told`."""
-    with (tmp_path / "told").open("wb") as told:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "lastgood", "demo", "--quick", *words],
-            cwd=ROOT,
-            env={**environment(), "TMPDIR": str(spool), "PYTHONUNBUFFERED": "1"},
-            stdin=subprocess.DEVNULL,
-            stdout=told,
-            stderr=told,
-            start_new_session=True,
-        )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def told(tmp_path: Path) -> str:
-    """Return what it has printed."""
-    return (tmp_path / "told").read_text()
-
-
-def left_of(spool: Path) -> tuple[list[int], list[str]]:
-    """Return the processes and the folders that it has left."""
-    return Backstage(spool, "auto", lambda _: None).left_over(), [path.name for path in spool.iterdir()]
 
 
 @pytest.mark.parametrize(
