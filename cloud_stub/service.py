@@ -261,7 +261,7 @@ class Service:
                 item.done()
 
     def _publish(self, message: Publish) -> None:
-        self._link.publish(message.topic, message.payload, message.qos, content_type="application/json")
+        self._link.publish(message.topic, message.payload, message.qos)
         if message.order is not None:
             self._sent.append(Sent(*message.order))
 
