@@ -161,8 +161,13 @@ class Unit(Reader, Protocol):
     def due_retries(self, now_ms: int, limit: int) -> Sequence[AssignmentRow]:
         """Return failed assignments of active deployments whose automatic retry is due."""
 
+    def waits_for_retry(self, deployment: str) -> bool:
+        """Return whether a failed assignment of a deployment has its automatic retry ahead of it."""
+
     def overdue(self, observed_ms: int, limit: int) -> Sequence[AssignmentRow]:
         """Return `working` assignments of active deployments that are past a time-out on the observed clock (R12).
+
+        Those of clones are left out: nobody knows which of two is silent (R8).
 
         Silent: device.heard_ms + deployment.device_timeout_ms < observed_ms. Stuck: assignment.moved_ms +
         deployment.attempt_timeout_ms < observed_ms.

@@ -137,12 +137,13 @@ def retry(turn: Turn, deployment: str, devices: Sequence[str], who: str) -> int:
     failed = {
         found.device: found for found in _all(turn, row.id, (AssignmentState.FAILED,)) if not found.moved_on
     }
-    chosen = list(devices) or sorted(failed)
+    chosen = list(dict.fromkeys(devices)) or sorted(failed)
     for device in chosen:
         if device not in failed:
             raise OperatorError(
                 f"Device {device} has not failed in deployment {row.id}; there is nothing to retry."
             )
+    turn.unit.devices(chosen)  # read in one statement what `again` asks for one by one
     for device in chosen:
         again(turn, failed[device], by_operator=True)
     turn.audit(who, "deployment.retried", row.id, devices=len(chosen))
@@ -267,8 +268,8 @@ def time_out_due(turn: Turn) -> None:
     for assignment in turn.unit.overdue(turn.observed_ms, TURN_ROWS_MAX):
         row = turn.deployment(assignment.deployment)
         device = turn.unit.device(assignment.device)
-        if row.state is not DeploymentState.ACTIVE or (device is not None and device.cloned):
-            continue  # one before it has tripped the policy; or nobody knows which of two is silent (R8)
+        if row.state is not DeploymentState.ACTIVE:
+            continue  # one before it has tripped the policy
         silent = device is None or device.heard_ms + row.device_timeout_ms < turn.observed_ms
         turn.save(assignment, verdicts.timed_out(assignment, row, silent, turn.now_ms, turn.chance))
         alert_incomplete(turn, turn.deployment(row.id))
@@ -311,10 +312,10 @@ def alert_incomplete(turn: Turn, row: DeploymentRow) -> None:
     key = f"alerted:{row.id}"
     if row.cause is None or row.tally.pending or row.tally.working or turn.unit.note(key):
         return
+    if row.tally.failed and turn.unit.waits_for_retry(row.id):
+        return
     count = row.tally.failed + _left_behind(turn, row, row.cause)
-    if count == 0 or any(
-        found.retry_at_ms is not None for found in _all(turn, row.id, (AssignmentState.FAILED,))
-    ):
+    if count == 0:
         return
     turn.unit.put_note(key, str(turn.now_ms))
     turn.audit("policy", "alert", row.id, sentence=f"rollback incomplete: {count} devices")

@@ -129,6 +129,11 @@ def _present(turn: Turn, device: DeviceRow, connection: str) -> DeviceRow:
 def _heard(turn: Turn, device: DeviceRow) -> DeviceRow:
     """Return the device as heard now; on the observed clock too, since the wall clock may have been set back (R12)."""
     every_ms = min(SEEN_EVERY_MS, turn.settings.heartbeat_ms)
+    order = turn.unit.deployment(device.order_deployment) if device.order_deployment is not None else None
+    if order is not None:
+        every_ms = min(
+            every_ms, order.device_timeout_ms // 4
+        )  # who speaks must not be taken for silent (R12)
     seen_ms = turn.now_ms - device.last_seen_ms if device.last_seen_ms is not None else every_ms
     if 0 <= seen_ms < every_ms and turn.observed_ms - device.heard_ms < every_ms:
         return device
@@ -194,7 +199,7 @@ def _is_proved(box: "outbox.Outbox", device: str, epoch: int, proof: str) -> boo
 
 
 def _reported(turn: Turn, device: DeviceRow, said: State) -> DeviceRow:
-    """Return the device as it reports itself, apart from its place."""
+    """Return the device as it reports itself, apart from its place; what a minimal state leaves out stays (R6)."""
     running = said.running
     known_epoch = (
         said.epoch if said.epoch is not None and said.epoch <= device.epoch else device.reported_epoch
@@ -204,12 +209,12 @@ def _reported(turn: Turn, device: DeviceRow, said: State) -> DeviceRow:
         sequence=said.sequence,
         digest=said.digest,
         reported_epoch=known_epoch,
-        epoch_in_work=said.epoch_in_work,
+        epoch_in_work=device.epoch_in_work if said.minimal else said.epoch_in_work,
         running_update=running.update if running else None,
         running_sha256=running.sha256 if running else None,
         running_counter=running.release_counter if running else 0,
-        floor=said.floor,
-        work_state=said.work.state,
+        floor=device.floor if said.minimal else said.floor,
+        work_state=device.work_state if said.minimal else said.work.state,
         slots=device.slots if said.minimal else {name: _slot(slot) for name, slot in said.slots.items()},
         booted=said.booted or device.booted,
         last_known_good=said.last_known_good or device.last_known_good,

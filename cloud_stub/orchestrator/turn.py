@@ -56,9 +56,10 @@ class Turn:
         return len(self.publishes), len(self.acks)
 
     def undo(self, mark: tuple[int, int]) -> None:
-        """Forget the messages that were gathered since a mark."""
+        """Forget the messages that were gathered since a mark, and what was counted meanwhile."""
         del self.publishes[mark[0] :]
         del self.acks[mark[1] :]
+        self._classes.clear()
 
     def save(self, old: AssignmentRow | None, new: AssignmentRow) -> None:
         """Put an assignment, and carry its transition into the tally and the policy."""

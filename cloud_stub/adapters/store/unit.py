@@ -85,6 +85,7 @@ def _overdue() -> Select[Any]:
         .where(
             assignments.c.deployment.in_(_active_ids()),
             assignments.c.state == AssignmentState.WORKING.value,
+            devices.c.cloned == 0,
             or_(silent, stuck),
         )
         .order_by(assignments.c.deployment, assignments.c.device)
@@ -138,6 +139,15 @@ _DUE_RETRIES: Final = Query(
     .limit(MOST)
 )
 _OVERDUE: Final = Query(_overdue())
+_WAITS_FOR_RETRY: Final = Query(
+    select(assignments.c.device)
+    .where(
+        text(HAS_RETRY),
+        assignments.c.deployment == bindparam("of_deployment"),
+        assignments.c.state == AssignmentState.FAILED.value,
+    )
+    .limit(1)
+)
 _ROLLBACKS_AT_REST: Final = Query(_rollbacks_at_rest())
 _ENDED_WITH_PENDING: Final = Query(
     select(deployments)
@@ -244,6 +254,11 @@ class SqlUnit(SqlReader):
         self._staging.write_assignments()
         rows = self._rows(_DUE_RETRIES, {"now_ms": now_ms, "most": limit})
         return self._learn_assignments(ASSIGNMENT.decode_all(rows))
+
+    def waits_for_retry(self, deployment: str) -> bool:
+        """Return whether a failed assignment of a deployment has its automatic retry ahead of it."""
+        self._staging.write_assignments()
+        return bool(self._rows(_WAITS_FOR_RETRY, {"of_deployment": deployment}))
 
     def overdue(self, observed_ms: int, limit: int) -> Sequence[AssignmentRow]:
         """Return `working` assignments of active deployments that are past a time-out on the observed clock (R12)."""

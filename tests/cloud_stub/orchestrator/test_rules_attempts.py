@@ -2,12 +2,14 @@
 
 import pytest
 
-from cloud_stub.core.commands import MoveDevice, PolicyDraft, ResumeRestored
+from cloud_stub.core.commands import MoveDevice, PolicyDraft, ResumeRestored, RetryDeployment
 from cloud_stub.core.rows import AssignmentState
+from cloud_stub.orchestrator import Delivered
 from protocol import messages
 from protocol.lifecycle import DeploymentState, WorkflowState
-from protocol.messages import Assignment, OutcomeReport, Running, WorkReport
+from protocol.messages import Assignment, OutcomeReport, Running, State, WorkReport
 from protocol.outcomes import Abandoned, Party, Reason, Result
+from protocol.topics import Kind
 from tests.cloud_stub.orchestrator.cloud_bench import START_MS, Cloud, Pi, accepted
 from tests.cloud_stub.orchestrator.rule_bench import V1, V2, V3, running, sha256_of
 
@@ -203,3 +205,60 @@ def test_R16_a_failure_that_the_devices_disk_did_not_keep_is_replaced(
     row = cloud.row(deployment, "a")
     assert (row.state, row.reason, row.counted) == (state, reason, counted)
     cloud.check_tallies()
+
+
+def test_R14_R15_a_device_that_is_named_twice_is_retried_once(cloud: Cloud) -> None:
+    """A row's transition that is counted twice would let a failure vanish, and a trip with it."""
+    fleet = running(cloud, 4)
+    policy = PolicyDraft(failed_percent=50, failed_count=2, rollback_to=(V1,))
+    deployment = cloud.deploy("north", V2, policy=policy)
+    cloud.fail(fleet[0])
+    assert cloud.do(RetryDeployment(deployment, (fleet[0].id, fleet[0].id))) == 1
+    cloud.check_tallies()
+    for pi in fleet[:2]:
+        cloud.hello(pi)
+        cloud.fail(pi)
+    assert cloud.deployment(deployment).state is DeploymentState.ROLLED_BACK
+
+
+def test_R6_R17_R20_what_a_minimal_state_leaves_out_stays_as_it_was(cloud: Cloud) -> None:
+    """Its floor, and that it is in a trial: neither is offered what its floor bars, nor taken for there already."""
+    pi = cloud.pi("a", "north")
+    pi.floor = 9
+    cloud.state(pi)
+    first = cloud.deploy("north", V1, policy=None)
+    order = cloud.begin(pi) if cloud.device("a").order_action == "install" else None
+    before = cloud.device("a")
+    pi.sequence += 1
+    minimal = State(device="a", instance=pi.instance, sequence=pi.sequence, digest="1" * 64, epoch=pi.epoch,
+                    running=pi.running, minimal=True)  # fmt: skip
+    cloud.feed(Delivered(Kind.STATE, "a", messages.write(minimal)))
+    after = cloud.device("a")
+    assert after.floor == 9
+    assert (after.work_state, after.epoch_in_work, after.slots) == (
+        before.work_state,
+        before.epoch_in_work,
+        before.slots,
+    )
+    assert after.sequence == pi.sequence
+    assert order is None or cloud.row(first, "a").state is S.WORKING
+
+
+def test_R17_a_minimal_state_in_a_trial_makes_no_success_of_it(cloud: Cloud) -> None:
+    """Another deployment of the same update is not settled by what has not been committed."""
+    pi = cloud.pi("a", "north")
+    cloud.deploy("north", V1)
+    cloud.hello(pi)
+    order = cloud.begin(pi, W.CONFIRMING)
+    pi.running = Running(update=V1, sha256=sha256_of(cloud, V1))
+    pi.work = WorkReport(
+        state=W.CONFIRMING, deployment=order.deployment, epoch=order.epoch, attempt=order.attempt
+    )
+    cloud.state(pi)
+    pi.sequence += 1
+    minimal = State(device="a", instance=pi.instance, sequence=pi.sequence, digest="1" * 64, epoch=pi.epoch,
+                    running=pi.running, minimal=True)  # fmt: skip
+    cloud.feed(Delivered(Kind.STATE, "a", messages.write(minimal)))
+    second = cloud.deploy("north", V1)
+    cloud.hello(pi)
+    assert cloud.row(second, "a").state is S.PENDING

@@ -5,10 +5,12 @@ from pathlib import Path
 
 from cloud_stub.adapters.store import open_store
 from cloud_stub.core.rows import AssignmentState
-from cloud_stub.orchestrator import Now, Ticked
+from cloud_stub.orchestrator import Delivered, Now, Ticked
 from protocol import messages
 from protocol.errors import ServiceError
 from protocol.lifecycle import DeploymentState, WorkflowState
+from protocol.messages import Progress
+from protocol.topics import Kind
 from tests.cloud_stub.orchestrator.cloud_bench import Cloud, accepted
 from tests.cloud_stub.orchestrator.rule_bench import V1, V2, running
 from tests.cloud_stub.orchestrator.test_rules_races import Refusing, silence
@@ -87,4 +89,21 @@ def test_R12_a_process_that_stood_still_counts_no_silence(cloud: Cloud) -> None:
     silence(cloud, 3)
     assert cloud.row(deployment, "a").state is S.WORKING
     silence(cloud, 6)
+    assert cloud.row(deployment, "a").state is S.FAILED
+
+
+def test_R12_a_device_that_speaks_within_a_short_time_out_is_not_silent(cloud: Cloud) -> None:
+    """When it was heard is kept more exactly where a deployment allows little silence."""
+    pi = cloud.pi("a", "north")
+    deployment = cloud.deploy("north", V1, device_timeout_ms=5_000)
+    silence(cloud, 120)
+    cloud.hello(pi)
+    order = cloud.begin(pi)
+    for done in range(1, 30):
+        silence(cloud, 2)
+        said = Progress(device="a", deployment=deployment, epoch=order.epoch, attempt=order.attempt or 0,
+                        phase=WorkflowState.DOWNLOADING, bytes_done=done, bytes_total=99)  # fmt: skip
+        cloud.feed(Delivered(Kind.PROGRESS, "a", messages.write(said)))
+        assert cloud.row(deployment, "a").state is S.WORKING
+    silence(cloud, 9)
     assert cloud.row(deployment, "a").state is S.FAILED

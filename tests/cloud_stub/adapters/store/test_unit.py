@@ -99,6 +99,8 @@ def test_queries_see_what_is_staged(store: SqlStore) -> None:
         assert [row.id for row in unit.due_schedules(50)] == ["d2"]
         assert [row.device for row in unit.due_retries(40, 10)] == ["a"]
         assert not unit.due_retries(39, 10)
+        assert unit.waits_for_retry("d1")
+        assert not unit.waits_for_retry("d2")
         assert not unit.due_schedules(49)
         assert [row.id for row in unit.list_deployments()] == ["d2", "d1"]
         assert [row.id for row in unit.list_deployments(states=[DeploymentState.ACTIVE])] == ["d1"]
@@ -168,6 +170,16 @@ def test_R12_overdue_is_silent_or_stuck_on_the_observed_clock(store: SqlStore) -
         assert [row.device for row in unit.overdue(1_001, 10)] == ["silent", "stuck"]
         assert len(unit.overdue(1_002, 10)) == 3
         assert len(unit.overdue(1_002, 1)) == 1
+
+
+def test_R8_R12_clones_do_not_fill_the_list_of_the_overdue(store: SqlStore) -> None:
+    """It is bounded, and nobody knows which of two is silent: others behind them would never time out."""
+    with store.transaction() as unit:
+        unit.put_deployment(deployment("d1", device_timeout_ms=100))
+        for name in ("a", "b", "c"):
+            unit.put_device(device(name, heard_ms=0, cloned=name != "c"))
+            unit.put_assignment(assignment("d1", name))
+        assert [row.device for row in unit.overdue(1_000, 2)] == ["c"]
 
 
 def test_retries_of_ended_deployments_are_never_due(store: SqlStore) -> None:
