@@ -11,6 +11,7 @@ import io
 import os
 import re
 import select
+import ssl
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -306,14 +307,24 @@ def _await_bytes(response: urllib3.BaseHTTPResponse, part: Part, stop: Stop) -> 
             raise Stopped
         if response.closed:  # the answer ended before the file did
             return
-        # Chunks are buffered below the socket: there only the connection's own time-out helps.
-        if (
-            response.headers.get("Transfer-Encoding")
-            or select.select([response.fileno()], [], [], _POLL_S)[0]
-        ):
+        if _may_hold_bytes(response) or select.select([response.fileno()], [], [], _POLL_S)[0]:
             return
         if time.monotonic() > deadline:
             raise HTTPError(f"no byte came for {READ_TIMEOUT_S:g} s")
+
+
+def _may_hold_bytes(response: urllib3.BaseHTTPResponse) -> bool:
+    """Whether bytes may lie where `select` does not see them: then only the connection's own time-out helps.
+
+    Those are chunks, and what TLS has decrypted already.
+    """
+    if response.headers.get("Transfer-Encoding"):
+        return True
+    connection = response.connection
+    if not isinstance(connection, urllib3.connection.HTTPSConnection):
+        return False
+    sock = connection.sock  # None when the server said that it will close
+    return not isinstance(sock, ssl.SSLSocket) or sock.pending() > 0
 
 
 def _read_small(response: urllib3.BaseHTTPResponse, path: str, bytes_max: int) -> bytes:

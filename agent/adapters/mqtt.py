@@ -173,7 +173,11 @@ class _Session:
         """Stay connected until the connection ends, and return why when it never was ready."""
         host, port, _ = self._broker.address()
         try:
+            if (context := _tls(self._broker)) is not None:
+                self._client.tls_set_context(context)
             self._client.connect(host, port, KEEPALIVE_S, clean_start=True if self._is_five else 3)
+        except OperatorError as error:  # the CA file is being replaced
+            return f"cannot be trusted now: {str(error).rstrip('.')}"
         except (OSError, ValueError) as error:
             return f"cannot be reached ({getattr(error, 'strerror', None) or error})"
         watchdog = threading.Timer(HANDSHAKE_S, self._give_up)
@@ -216,8 +220,6 @@ class _Session:
         client.max_queued_messages_set(QUEUED_MAX)
         gone = Gone(device=self._broker.device, connection=self.nonce)
         client.will_set(self._topics.build(Kind.GONE, self._broker.device), write(gone), RULES[Kind.GONE].qos)
-        if (context := _tls(self._broker)) is not None:
-            client.tls_set_context(context)
         # Without this callback paho writes from the thread that publishes, beside the connection's own thread.
         client.on_socket_register_write = lambda *_: None
         client.on_connect = self._on_connect

@@ -341,6 +341,9 @@ class Device:
             return
         if ack.instance != self._record.instance:
             return  # it speaks to the folder before this one, or to a twin (R8)
+        if ack.sequence > reporting.SEQUENCE_HEARD_MAX:
+            self._refused["sequence"] += 1
+            return  # behind it no number would be left to report under
         answers = self._talk.hear(ack, self._record, self._now)
         record = self._record
         differs = ack.sequence == record.sequence and ack.digest not in {None, record.digest}

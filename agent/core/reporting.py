@@ -15,6 +15,7 @@ from agent.core.model import Record, Slot, SlotTable, Workflow
 from agent.core.steps import clean
 from protocol.lifecycle import WorkflowState
 from protocol.messages import (
+    EPOCH_MAX,
     OUTCOMES_MAX,
     SCHEMA,
     Answer,
@@ -30,6 +31,9 @@ from protocol.messages import (
 from protocol.outcomes import Reason
 from protocol.strict_json import dump
 
+SEQUENCE_HEARD_MAX = (
+    EPOCH_MAX // 2
+)  # of an acknowledgement: room for every report that a device will ever make
 LINE_CHARACTERS_MAX = 256  # of a `Line` on the wire
 _NOT_IN_THE_DIGEST = {"instance", "sequence", "digest"}
 _NO_DIGEST = "0" * 64

@@ -8,22 +8,17 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
 import paho.mqtt.client as paho
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from paho.mqtt.enums import CallbackAPIVersion
 
 from inspector.cli import LEFT_OUT_TOLD_MAX
 from inspector.core.address import Address
 from protocol.errors import OperatorError
+from tests.certificates import self_signed
 from tests.forked import Forked
 from tests.inspector.conversation import DEVICE, KEY, OTHER_KEY, conversation
 from tests.processes import run_lastgood
@@ -304,31 +299,6 @@ def publish(port: int, extra: tuple[bytes, ...] = ()) -> None:
     finally:
         client.disconnect()
         client.loop_stop()
-
-
-def self_signed(folder: Path) -> Path:
-    """Make a key and a certificate for loopback, and return the certificate's file."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "lastgood test")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    encoded = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    (folder / "key.pem").write_bytes(encoded)
-    (folder / "certificate.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    return folder / "certificate.pem"
 
 
 def run(*arguments: str) -> "subprocess.CompletedProcess[str]":

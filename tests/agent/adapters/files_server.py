@@ -1,12 +1,14 @@
 """A real HTTP server of a repository, with faults to order: cut short, changed, refused, silent, wrong ranges."""
 
 import re
+import ssl
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 from tests.agent.adapters.updates import Update
 
@@ -24,6 +26,7 @@ class Files:
     connected: set[tuple[str, int]] = field(default_factory=set)  # whoever has a connection open
     silent: threading.Event = field(default_factory=threading.Event)  # ends the fault `silent`
     url: str = ""
+    closes: bool = False  # the connection, after each answer
 
     def add(self, update: Update) -> None:
         """Serve an update."""
@@ -67,8 +70,8 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving() -> Iterator[Files]:
-    """Serve on a free loopback port."""
+def serving(certificate: Path | None = None) -> Iterator[Files]:
+    """Serve on a free loopback port; over TLS with a certificate whose key lies beside it."""
     files = Files()
 
     class Handler(BaseHTTPRequestHandler):
@@ -119,6 +122,8 @@ def serving() -> Iterator[Files]:
             for name, value in headers.items():
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(body)))
+            if files.closes:
+                self.send_header("Connection", "close")
             self.end_headers()
             self.wfile.write(body if cut is None else body[:cut])
             self.wfile.flush()
@@ -126,7 +131,11 @@ def serving() -> Iterator[Files]:
                 self.close_connection = True
 
     server = _Server(("127.0.0.1", 0), Handler)
-    files.url = f"http://127.0.0.1:{server.server_address[1]}"
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, certificate.with_name("key.pem"))
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    files.url = f"http{'s' if certificate else ''}://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:

@@ -16,6 +16,7 @@ from protocol.outcomes import Reason
 from tests.agent.adapters.disks import file_size_limit
 from tests.agent.adapters.files_server import Files, serving
 from tests.agent.adapters.updates import Update, an_update
+from tests.certificates import self_signed
 from tests.waiting import until
 
 BIG = bytes(range(256)) * 4_096  # 1 MiB
@@ -56,6 +57,19 @@ def test_files_come_under_their_sha256(files: Files, tmp_path: Path) -> None:
     assert held(tmp_path / "new" / "folder") == finished(update)
     assert told[-1] == (len(BIG) + 5, len(BIG) + 5)
     assert told == sorted(told)
+
+
+@pytest.mark.parametrize("close", [False, True], ids=["kept", "closed"])
+def test_what_tls_has_decrypted_already_is_not_waited_for(tmp_path: Path, close: bool) -> None:
+    """At a low rate a record comes in pieces, of which the socket shows the first alone: one request is enough."""
+    update = an_update(files={"a.bin": BIG[:40_960]})
+    certificate = self_signed(tmp_path)
+    with serving(certificate) as files:
+        files.add(update)
+        files.closes = close
+        fetch(files, update, tmp_path / "files", rate_bytes_s=30_000, ca_file=str(certificate))
+    assert files.fetched == [None]
+    assert held(tmp_path / "files") == finished(update)
 
 
 def test_what_is_there_is_not_fetched_again(files: Files, tmp_path: Path) -> None:

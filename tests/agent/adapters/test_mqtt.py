@@ -2,6 +2,7 @@
 
 import shutil
 import socket
+import ssl
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from agent.adapters.mqtt import Broker, MqttLink
 from agent.core.model import Connected, Delivered, Disconnected, Event
 from protocol.errors import OperatorError
 from protocol.topics import Kind, Topics
+from tests.certificates import self_signed
 from tests.waiting import DEADLINE_S, until
 
 TOKEN = "t" * 27
@@ -230,6 +232,32 @@ def test_a_missing_ca_file_is_refused() -> None:
     link = MqttLink(broker, Topics(), SystemChance(), lambda event: None, lambda sentence: None)
     with pytest.raises(OperatorError, match="'ca_file'"):
         link.start()
+
+
+def test_a_ca_file_that_is_being_replaced_makes_no_device_deaf(tmp_path: Path) -> None:
+    """It is told, and tried again with the new one."""
+    certificate = self_signed(tmp_path)
+    said: list[str] = []
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, tmp_path / "key.pem")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(DEADLINE_S)
+
+        def hang_up() -> None:
+            """Let it in as far as TLS goes."""
+            context.wrap_socket(server.accept()[0], server_side=True).close()
+
+        broker = Broker(f"mqtts://127.0.0.1:{server.getsockname()[1]}", "pi-1", TOKEN, str(certificate))
+        link = MqttLink(broker, Topics(), SystemChance(), lambda event: None, said.append)
+        link.start()
+        try:
+            hang_up()
+            certificate.rename(tmp_path / "away")
+            until(lambda: any("'ca_file'" in sentence for sentence in said), "a word about the CA file")
+            (tmp_path / "away").rename(certificate)
+            hang_up()
+        finally:
+            link.close()
 
 
 def _take_over(url: str) -> None:

@@ -286,3 +286,17 @@ def test_texts_of_adapters_never_break_a_report(text: str) -> None:
     assert rig.held is not None
     assert rig.seen[-1][2]["result"] is Result.FAILED
     assert encode(rig.device.record)
+
+
+def test_R8_an_acknowledgement_of_a_number_that_leaves_no_room_is_refused() -> None:
+    """Else the next report would have a number that nobody reads, for ever: it is on the disk."""
+    rig = Rig().start().connect()
+    rig.answer_hello()
+    before = rig.device.record.sequence
+    for sequence in (2**53 - 1, 2**52):
+        rig.ack(sequence=sequence, digest="1" * 64)
+    assert rig.device.record.sequence == before
+    rig.ack(sequence=before + 1_000, digest="1" * 64)
+    rig.do(Described(rig.properties, {"group": "hall-9"}))
+    rig.tick()
+    assert rig.states[-1].sequence > before + 1_000
