@@ -6,6 +6,7 @@ it is asked for: `lastgood agent status` on a device never loads the update serv
 Exit codes: 0 done, 1 failed or refused (one sentence on stderr says why), 2 called wrongly, 130 stopped by Ctrl-C.
 """
 
+import errno
 import importlib
 import os
 import sys
@@ -21,6 +22,7 @@ OK: Final = 0
 FAILED: Final = 1
 USAGE: Final = 2
 STOPPED: Final = 130
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,15 @@ def run(arguments: Sequence[str], doors: Mapping[str, Door] = DOORS) -> int:
     except BrokenPipeError:
         # The reader of our output has left (`lastgood … | head`). Python's own flush at exit must find no pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        # The disk that its output goes to: what fails inside lastgood is told by an error of its own.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _say(
+            f"what it prints could not be written: {error.strerror}. Free some space, and look at what was done."
+        )
         return FAILED
     return result if isinstance(result, int) else OK
 

@@ -256,7 +256,9 @@ def _report(folder: Path, config: Path | None) -> dict[str, Any]:
     from agent.adapters.records import RecordFile
 
     if not folder.is_dir():
-        raise OperatorError(f"There is no agent's state in {folder}; name its folder with --state.")
+        raise OperatorError(
+            f"There is no agent's state in {folder}; name its folder with --state, or its agent's file with --config."
+        )
     fields: dict[str, Any] = {}
     for path in (folder / configuration.NAME, config):
         if path is not None and path.exists():

@@ -106,6 +106,22 @@ def test_the_help_names_every_command_and_opens_none() -> None:
     assert all(f"  {name} " in ran.stdout for name in DOORS)
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["sim", "check", "configs/scenarios/rollback.toml"]])
+def test_a_full_disk_behind_the_output_is_one_sentence(arguments: list[str]) -> None:
+    """And exit code 1, as for everything that failed."""
+    with open("/dev/full", "w") as full:  # noqa: PTH123 - no file of ours
+        ran = subprocess.run(
+            [sys.executable, "-m", "lastgood", *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("lastgood: what it prints could not be written: No space left on device.")
+    assert ran.stderr.count("\n") == 1
+
+
 def test_the_agent_needs_only_what_a_device_has() -> None:
     """`lastgood agent` loads nothing of the service, the tools or their dependencies."""
     script = (

@@ -153,4 +153,5 @@ def disk_failure(error: OSError, doing: str) -> WorkFailed:
 
 def device_failure(error: OSError, doing: str) -> DeviceError:
     """Translate a disk's refusal outside of an attempt's work."""
-    return DeviceError(f"The disk refused: {doing} was not done ({error.strerror or error}).")
+    told = " Free some space: it is tried again." if is_full(error) else ""
+    return DeviceError(f"The disk refused: {doing} was not done ({error.strerror or error}).{told}")

@@ -37,7 +37,7 @@ class RecordFile:
         try:
             return decode(data)
         except (LastgoodError, ValueError) as error:
-            raise DeviceError(f"The agent's record {self._path} cannot be read ({error}).") from error
+            raise DeviceError(f"{str(error).rstrip('.')}: {self._path}.") from error
 
     def save(self, record: Record) -> None:
         """Replace the record.

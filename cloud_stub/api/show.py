@@ -157,6 +157,7 @@ def plan_view(plan: Plan) -> PlanView:
         members=plan.members,
         to_update=plan.to_update,
         already_there=plan.already_there,
+        refuse=plan.refuse,
         incompatible=plan.incompatible,
         unknown_class=plan.unknown_class,
         classes=[
@@ -165,6 +166,7 @@ def plan_view(plan: Plan) -> PlanView:
                 members=row.members,
                 update=row.update,
                 already_there=row.already_there,
+                refuse=row.refuse,
                 back_to=row.back_to,
                 why_not=row.why_not,
             )

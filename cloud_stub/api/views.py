@@ -262,6 +262,7 @@ class PlanClassView(View):
     members: int
     update: str | None
     already_there: int
+    refuse: int
     back_to: str | None
     why_not: str
 
@@ -274,6 +275,7 @@ class PlanView(View):
     members: int
     to_update: int
     already_there: int
+    refuse: int
     incompatible: int
     unknown_class: int
     classes: list[PlanClassView]

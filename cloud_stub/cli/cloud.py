@@ -31,6 +31,7 @@ from cloud_stub.adapters.store import open_store
 from cloud_stub.api.access import Role
 from cloud_stub.api.app import create_app
 from cloud_stub.cli.client import host_of
+from cloud_stub.cli.options import Seconds
 from cloud_stub.core.links import signed_query
 from cloud_stub.orchestrator import Orchestrator, Settings
 from cloud_stub.orchestrator.outbox import Outbox
@@ -45,6 +46,7 @@ HOST: Final = "127.0.0.1"  # loopback by default; another address is an operator
 ANY_HOST: Final = ("", "0.0.0.0", "::")  # noqa: S104  # they are told apart here, not listened on
 DATA_DEFAULT: Final = "lastgood-data"
 SETUP_CODE_BYTES: Final = 16
+HEARTBEAT_MOST_S: Final = 86_400  # a device that speaks less often is not followed
 SHUTDOWN_S: Final = 3  # for pages that follow a deployment live: they end with the cloud
 KEEP_ALIVE_S: Final = (
     75  # longer than clients keep a connection: one closed under a request would be an error
@@ -58,7 +60,7 @@ def cloud() -> None:
 
 @cloud.command()
 @click.option("--data", type=click.Path(path_type=Path), default=DATA_DEFAULT, envvar="LASTGOOD_DATA",
-              show_default=True, help="Folder of everything the cloud keeps.")  # fmt: skip
+              show_envvar=True, show_default=True, help="Folder of everything the cloud keeps.")  # fmt: skip
 @click.option("--host", default=HOST, show_default=True, help="Address that the API and the pages listen on.")
 @click.option(
     "--port",
@@ -80,7 +82,7 @@ def cloud() -> None:
     "--url", default=None, help="Address under which devices reach the repository. [http://HOST:PORT]"
 )
 @click.option("--prefix", default=DEFAULT_PREFIX, show_default=True, help="Prefix of all topics.")
-@click.option("--heartbeat", type=click.FloatRange(min=1), default=60.0, show_default=True,
+@click.option("--heartbeat", type=Seconds(1, HEARTBEAT_MOST_S), default=60.0, show_default=True,
               help="Seconds between the hellos of a device.")  # fmt: skip
 @click.option("--verbose", is_flag=True, help="Log every change to standard error.")
 def up(
@@ -99,7 +101,7 @@ def up(
     logging.getLogger("alembic").setLevel(logging.WARNING)
     address = _address(url, host)
     with locked(data / "lock"):
-        ports = _Ports.load(data)
+        ports = Ports.load(data)
         listener = _listener(host, ports.http if port is None else port)
         http_port = listener.getsockname()[1]
         wanted_port = ports.broker if broker_port is None else broker_port or None
@@ -107,7 +109,8 @@ def up(
             data, broker, wanted_port, address or f"http://{host}:{http_port}", prefix, int(heartbeat * 1000)
         )
         assembly = assemble(options, click.echo)
-        _Ports(http_port, assembly.broker.port).save(data)
+        own = isinstance(assembly.broker, BrokerProcess)
+        ports.after(http_port, assembly.broker.port, own=own).save(data)
         try:
             _serve(assembly, options, listener, click.echo)
         finally:
@@ -251,17 +254,22 @@ def _write_client_files(options: Options, assembly: Assembly) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Ports:
+class Ports:
     """The ports of the last run: devices know them."""
 
     http: int = 8080
     broker: int | None = None
 
     @classmethod
-    def load(cls, data: Path) -> "_Ports":
+    def load(cls, data: Path) -> "Ports":
+        """Return those of the last run, or the defaults.
+
+        Raises:
+            ServiceError: they cannot be read.
+        """
         try:
             words = json.loads((data / "ports.json").read_bytes())
-            return cls(int(words["http"]), int(words["broker"]))
+            return cls(int(words["http"]), None if words["broker"] is None else int(words["broker"]))
         except FileNotFoundError:
             return cls()
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -269,7 +277,12 @@ class _Ports:
                 f"{data / 'ports.json'} cannot be read: {error}. Remove it to choose new ports."
             ) from error
 
+    def after(self, http: int, broker: int, *, own: bool) -> "Ports":
+        """Return the ports to take the next time; that of a broker which somebody else runs is none of them."""
+        return Ports(http, broker if own else self.broker)
+
     def save(self, data: Path) -> None:
+        """Keep them."""
         replace_file(data / "ports.json", json.dumps({"http": self.http, "broker": self.broker}).encode())
 
 

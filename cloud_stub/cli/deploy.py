@@ -1,5 +1,6 @@
 """`lastgood deploy`: plan, create, list, show, watch, cancel and retry deployments."""
 
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, Final
@@ -11,8 +12,10 @@ from cloud_stub.cli.device import outcome
 from cloud_stub.cli.options import Duration, cloud_options, json_option, start_of
 from cloud_stub.cli.output import counted, instant, names, say_facts, say_json, say_table
 from cloud_stub.cli.watching import watch_deployment
+from protocol.errors import OperatorError
 
 STATES: Final = ("scheduled", "active", "superseded", "canceled", "rolled_back")
+_ID: Final = re.compile(r"d[1-9][0-9]{0,17}")
 _POLICY: Final = ("--failed-percent", "--failed-count", "--rollback-to")
 
 
@@ -58,11 +61,12 @@ def draft_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @cloud_options
 def plan(cloud: Cloud, as_json: bool, **options: Any) -> None:
     """Say what offering UPDATE to GROUP would do, and change nothing."""
-    found = cloud.post("deployments/plan", _draft(cloud, options))
+    draft = _draft(cloud, options)
+    found = cloud.post("deployments/plan", draft)
     if as_json:
         say_json(found)
     else:
-        _say_plan(found)
+        _say_plan(found, draft["start_at_ms"])
 
 
 @deploy.command()
@@ -79,9 +83,9 @@ def create(cloud: Cloud, as_json: bool, yes: bool, **options: Any) -> None:
     draft = _draft(cloud, options)
     found = cloud.post("deployments/plan", draft)
     if not as_json:
-        _say_plan(found)
-    if not yes:
-        click.confirm("Create it?", abort=True)
+        _say_plan(found, draft["start_at_ms"])
+    if not yes and not click.confirm("Create it?"):
+        raise OperatorError("Nothing was created.")
     made = cloud.post("deployments", {"draft": draft, "plan_digest": found["digest"]})
     if as_json:
         say_json(made)
@@ -109,7 +113,7 @@ def list_(cloud: Cloud, group: str | None, state: tuple[str, ...], as_json: bool
                 row["id"],
                 row["group"],
                 names(row["updates"]),
-                row["state"] + (f" (rollback of {row['cause']})" if row["cause"] else ""),
+                row["state"] + _aside(row),
                 row["tally"]["succeeded"],
                 row["tally"]["failed"],
                 row["tally"]["pending"] + row["tally"]["working"],
@@ -186,6 +190,8 @@ def retry(cloud: Cloud, deployment: str, devices: tuple[str, ...], as_json: bool
     row = cloud.post(f"{_path(deployment)}/retry", {"devices": list(devices)})
     if as_json:
         say_json(row)
+    elif not row["retried"]:
+        click.echo("No device has failed; there is nothing to retry.")
     else:
         click.echo(
             f"{counted(row['retried'], 'new attempt')}. Follow with:  lastgood deploy watch {deployment}"
@@ -198,6 +204,12 @@ def retry(cloud: Cloud, deployment: str, devices: tuple[str, ...], as_json: bool
 @cloud_options
 def resume(cloud: Cloud, yes: bool, as_json: bool) -> None:
     """Go on after the cloud's data was restored from an old backup: lists what would be ordered, and asks."""
+    if not any(alert["kind"] == "restored" for alert in cloud.get("overview")["alerts"]):
+        raise OperatorError(
+            "The cloud's data was not restored from an older backup; there is nothing to resume."
+        )
+    if not yes and (as_json or not sys.stdin.isatty()):
+        raise click.UsageError("There is nobody to ask here; go on with --yes.")
     rows = cloud.get("deployments", state=["active"])
     if not as_json:
         cells = ((row["group"], names(row["updates"]), row["id"]) for row in rows)
@@ -206,13 +218,19 @@ def resume(cloud: Cloud, yes: bool, as_json: bool) -> None:
             cells,
             empty="Nothing is active: every device would hold.",
         )
-    if not yes:
-        click.confirm("Order this?", abort=True, err=True)
+    if not yes and not click.confirm("Order this?"):
+        raise OperatorError("Nothing was ordered.")
     found = cloud.post("restored/resume")
     if as_json:
         say_json(found)
     else:
         click.echo(f"New orders for {counted(found['resumed'], 'device')}.")
+
+
+def _aside(row: Any) -> str:
+    if row["cause"]:
+        return f" (rollback of {row['cause']})"
+    return f" (starts {instant(row['start_at_ms'])})" if row["state"] == "scheduled" else ""
 
 
 def _draft(cloud: Cloud, options: dict[str, Any]) -> dict[str, Any]:
@@ -248,7 +266,7 @@ def _draft(cloud: Cloud, options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _say_plan(found: Any) -> None:
+def _say_plan(found: Any, start_at_ms: int | None) -> None:
     unknown = f", {found['unknown_class']} not reported yet" if found["unknown_class"] else ""
     say_facts(
         (
@@ -256,7 +274,9 @@ def _say_plan(found: Any) -> None:
             ("update", names(found["updates"])),
             ("would be updated", found["to_update"]),
             ("run it already", found["already_there"]),
+            ("would refuse it", found["refuse"] or ""),
             ("incompatible", found["incompatible"]),
+            ("starts", instant(start_at_ms) if start_at_ms else ""),
             ("policy", found["policy_sentence"]),
             *(("warning", sentence) for sentence in found["warnings"]),
         )
@@ -293,7 +313,7 @@ def _say_deployment(row: Any) -> None:
             ("starts", instant(row["start_at_ms"]) if row["started_ms"] is None else ""),
             (
                 "ended",
-                f"{instant(row['ended_ms'])}: {row['ended_why']}" if row["ended_ms"] is not None else "",
+                ": ".join(filter(None, (instant(row["ended_ms"]), row["ended_why"]))),
             ),
             *((label, row[name]) for name, label in _LINKS),
         )
@@ -316,4 +336,6 @@ _LINKS: Final = (
 
 
 def _path(deployment: str) -> str:
+    if not _ID.fullmatch(deployment):
+        raise OperatorError(f"{deployment!r} is no deployment, such as d1; see `lastgood deploy list`.")
     return f"deployments/{segment(deployment)}"

@@ -18,11 +18,16 @@ _DURATION: Final = re.compile(r"([0-9]{1,12})(ms|s|min|m|h|d)")
 def cloud_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options that say where the cloud is; it gets the connection as `cloud`."""
 
-    @click.option("--url", envvar="LASTGOOD_URL", help="Address of the cloud. [from the data folder]")
-    @click.option("--token", envvar="LASTGOOD_TOKEN", help="API token. [from the data folder]")
+    @click.option(
+        "--url", envvar="LASTGOOD_URL", show_envvar=True, help="Address of the cloud. [from the data folder]"
+    )
+    @click.option(
+        "--token", envvar="LASTGOOD_TOKEN", show_envvar=True, help="API token. [from the data folder]"
+    )
     @click.option(
         "--data",
         envvar="LASTGOOD_DATA",
+        show_envvar=True,
         type=click.Path(path_type=Path),
         default="lastgood-data",
         show_default=True,
@@ -37,6 +42,17 @@ def cloud_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the API's own objects as JSON.")
+
+
+class Seconds(click.FloatRange):
+    """A number of seconds within bounds; `nan` is within none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read the text."""
+        found: float = super().convert(value, param, ctx)
+        if found != found:
+            self.fail(f"{value!r} is no number of seconds.", param, ctx)
+        return found
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions only

@@ -178,9 +178,18 @@ def withdraw(cloud: Cloud, update_id: str, why: str, as_json: bool) -> None:
 def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(MANIFEST_BYTES_MAX + 1)
+            data = file.read(MANIFEST_BYTES_MAX + 1)
     except OSError as error:
-        raise OperatorError(f"The manifest {path} cannot be read: {error.strerror}.") from error
+        raise OperatorError(
+            f"The manifest {path} cannot be read: {error.strerror}; name the .importmanifest.json that "
+            "`lastgood update pack` has written."
+        ) from error
+    if len(data) > MANIFEST_BYTES_MAX:
+        raise OperatorError(
+            f"{path} is larger than a manifest can be ({MANIFEST_BYTES_MAX} bytes); name the .importmanifest.json, "
+            "and not a file of the update."
+        )
+    return data
 
 
 def _paths(manifest: Manifest, folder: Path, wanted: set[str]) -> dict[str, Path]:

@@ -28,6 +28,7 @@ class ClassPlan:
     members: int
     update: str | None  # the update of the offer that fits, or None
     already_there: int
+    refuse: int  # members that run a newer version, and refuse an older one
     back_to: str | None  # the update its policy would take it back to
     why_not: str  # why nothing is offered to it, or empty
 
@@ -50,12 +51,21 @@ class Plan:
     @property
     def to_update(self) -> int:
         """Members that would install something."""
-        return sum(row.members - row.already_there for row in self.classes if row.update and not row.why_not)
+        return sum(
+            row.members - row.already_there - row.refuse
+            for row in self.classes
+            if row.update and not row.why_not
+        )
 
     @property
     def already_there(self) -> int:
         """Members that run it already."""
         return sum(row.already_there for row in self.classes if row.update and not row.why_not)
+
+    @property
+    def refuse(self) -> int:
+        """Members that run a newer version: their attempt would fail, by no fault of the update's."""
+        return sum(row.refuse for row in self.classes)
 
     @property
     def incompatible(self) -> int:
@@ -66,7 +76,7 @@ class Plan:
     def failures_needed(self) -> int | None:
         """How many failures would trip the policy, with the members of this moment."""
         return (
-            policies.failures_needed(self.policy, self.to_update + self.already_there)
+            policies.failures_needed(self.policy, self.to_update + self.already_there + self.refuse)
             if self.policy
             else None
         )
@@ -77,6 +87,7 @@ class Situation:
     """What a plan is made from."""
 
     find: Callable[[str], UpdateRow | None]  # an update by name
+    find_sha256: Callable[[str], UpdateRow | None]  # an update by its identity
     classes: Sequence[GroupCount]
     members: int
     running: Mapping[str, Mapping[tuple[str, int], int]]  # class key → (sha256 it runs, its floor) → members
@@ -101,11 +112,12 @@ def plan(draft: DeploymentDraft, situation: Situation) -> Plan:
             )
     policy, back = _policy_of(draft, updates, situation)
     catalog = {row.sha256: row for row in (*updates, *back)}
+    newer = _newer_than(draft, situation)
     rows = tuple(
         row
         for group_class in situation.classes
         for row in _class_plans(
-            group_class, updates, policy, catalog, situation.running.get(group_class.class_key, {})
+            group_class, updates, policy, catalog, situation.running.get(group_class.class_key, {}), newer
         )
     )
     known = sum(group_class.members for group_class in situation.classes)
@@ -118,7 +130,7 @@ def plan(draft: DeploymentDraft, situation: Situation) -> Plan:
         unknown_class=situation.members - known,
         supersedes=situation.active.id if situation.active else None,
         policy_sentence="",
-        warnings=tuple(_warnings(draft, updates, situation)),
+        warnings=tuple(_warnings(draft, situation, sum(row.refuse for row in rows))),
         digest="",
     )
     fitting = sum(row.members for row in rows if row.update and not row.why_not)
@@ -152,11 +164,12 @@ def _class_plans(
     policy: Policy | None,
     catalog: Catalog,
     running: Mapping[tuple[str, int], int],
+    newer: Callable[[str, UpdateRow], bool],
 ) -> Iterator[ClassPlan]:
     update = first_that_fits([row.ref for row in updates], catalog, group_class.properties)
     if update is None:
         yield ClassPlan(
-            group_class.class_key, group_class.members, None, 0, None, _why_unfit(updates, group_class)
+            group_class.class_key, group_class.members, None, 0, 0, None, _why_unfit(updates, group_class)
         )
         return
     refs = policy.rollback_to if policy else None
@@ -173,10 +186,35 @@ def _class_plans(
         for (sha256_run, floor), members in running.items()
         if sha256_run == update.sha256 and floor not in barred
     )
+    refuse = sum(
+        members
+        for (sha256_run, floor), members in running.items()
+        if floor not in barred and newer(sha256_run, update)
+    )
     if group_class.members > held:
-        yield ClassPlan(group_class.class_key, group_class.members - held, update.update, there, back, "")
+        yield ClassPlan(
+            group_class.class_key, group_class.members - held, update.update, there, refuse, back, ""
+        )
     if held:
-        yield ClassPlan(group_class.class_key, held, update.update, 0, back, barred[max(barred)])
+        yield ClassPlan(group_class.class_key, held, update.update, 0, 0, back, barred[max(barred)])
+
+
+def _newer_than(draft: DeploymentDraft, situation: Situation) -> Callable[[str, UpdateRow], bool]:
+    """Return whether devices that run something refuse an update as older than that (their own rule)."""
+    if draft.allow_downgrade:
+        return lambda _sha256, _update: False
+    found: dict[str, UpdateRow | None] = {}
+
+    def newer(sha256_run: str, update: UpdateRow) -> bool:
+        if sha256_run not in found:
+            found[sha256_run] = situation.find_sha256(sha256_run)
+        row = found[sha256_run]
+        if row is None:
+            return False
+        (runs, _, version), (name, _, offered) = row.update.rpartition(":"), update.update.rpartition(":")
+        return runs == name and Version.parse(offered) < Version.parse(version)
+
+    return newer
 
 
 def _why_unfit(updates: Sequence[UpdateRow], group_class: GroupCount) -> str:
@@ -188,19 +226,13 @@ def _why_unfit(updates: Sequence[UpdateRow], group_class: GroupCount) -> str:
     return f"it asks for {wanted}; the class is {group_class.class_key}"
 
 
-def _warnings(draft: DeploymentDraft, updates: Sequence[UpdateRow], situation: Situation) -> list[str]:
+def _warnings(draft: DeploymentDraft, situation: Situation, refuse: int) -> list[str]:
     found = []
     if situation.active and not draft.start_at_ms:
         found.append(f"Deployment {situation.active.id} is active in the group and will be superseded.")
-    if not draft.allow_downgrade and situation.active:
-        before = {name.update.rpartition(":")[0]: name.update for name in situation.active.updates}
-        for update in updates:
-            name, _, version = update.update.rpartition(":")
-            old = before.get(name)
-            if old and Version.parse(version) < Version.parse(old.rpartition(":")[2]):
-                found.append(
-                    f"{update.update} is older than {old}: devices refuse it without --allow-downgrade."
-                )
+    if refuse:
+        who = "1 device runs" if refuse == 1 else f"{refuse} devices run"
+        found.append(f"{who} a newer version already, and will refuse this one without --allow-downgrade.")
     return found
 
 

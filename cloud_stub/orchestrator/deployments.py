@@ -45,6 +45,7 @@ def planned(reader: Reader, draft: DeploymentDraft) -> plans.Plan:
     counts = reader.count_devices().get(draft.group, (0, 0))
     situation = plans.Situation(
         find=reader.update,
+        find_sha256=reader.update_by_sha256,
         classes=reader.classes(draft.group),
         members=counts[0],
         running=reader.runs_by_class(draft.group),

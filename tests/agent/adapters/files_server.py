@@ -26,7 +26,7 @@ class Files:
     connected: set[tuple[str, int]] = field(default_factory=set)  # whoever has a connection open
     silent: threading.Event = field(default_factory=threading.Event)  # ends the fault `silent`
     url: str = ""
-    closes: bool = False  # the connection, after each answer
+    headers: dict[str, str] = field(default_factory=dict)  # more of them, with each file
 
     def add(self, update: Update) -> None:
         """Serve an update."""
@@ -69,6 +69,16 @@ class _Server(ThreadingHTTPServer):
         """A client that left is no news."""
 
 
+def _address(server: _Server, certificate: Path | None) -> str:
+    """Return where it serves; with a certificate it speaks TLS from now on."""
+    if certificate is None:
+        return f"http://127.0.0.1:{server.server_address[1]}"
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, certificate.with_name("key.pem"))
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    return f"https://127.0.0.1:{server.server_address[1]}"
+
+
 @contextmanager
 def serving(certificate: Path | None = None) -> Iterator[Files]:
     """Serve on a free loopback port; over TLS with a certificate whose key lies beside it."""
@@ -104,7 +114,7 @@ def serving(certificate: Path | None = None) -> Iterator[Files]:
             wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
             fits = self.headers.get("If-Range") in {None, files.etag}
             start = int(wanted[1]) if wanted and fits and fault != "no_range" else 0
-            status, headers = (206 if start else 200), {"ETag": files.etag}
+            status, headers = (206 if start else 200), {"ETag": files.etag, **files.headers}
             body = _spoilt(data[start:], fault)
             if start or fault == "part_unasked":
                 told = start + 1 if fault == "wrong_range" else start
@@ -122,8 +132,6 @@ def serving(certificate: Path | None = None) -> Iterator[Files]:
             for name, value in headers.items():
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(body)))
-            if files.closes:
-                self.send_header("Connection", "close")
             self.end_headers()
             self.wfile.write(body if cut is None else body[:cut])
             self.wfile.flush()
@@ -131,11 +139,7 @@ def serving(certificate: Path | None = None) -> Iterator[Files]:
                 self.close_connection = True
 
     server = _Server(("127.0.0.1", 0), Handler)
-    if certificate is not None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate, certificate.with_name("key.pem"))
-        server.socket = context.wrap_socket(server.socket, server_side=True)
-    files.url = f"http{'s' if certificate else ''}://127.0.0.1:{server.server_address[1]}"
+    files.url = _address(server, certificate)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:

@@ -66,7 +66,7 @@ def test_what_tls_has_decrypted_already_is_not_waited_for(tmp_path: Path, close:
     certificate = self_signed(tmp_path)
     with serving(certificate) as files:
         files.add(update)
-        files.closes = close
+        files.headers = {"Connection": "close"} if close else {}
         fetch(files, update, tmp_path / "files", rate_bytes_s=30_000, ca_file=str(certificate))
     assert files.fetched == [None]
     assert held(tmp_path / "files") == finished(update)

@@ -6,7 +6,7 @@ import pytest
 
 from cloud_stub.adapters.broker.passwords import SALT_BYTES, hash_password
 from cloud_stub.adapters.store import open_store
-from cloud_stub.cli.cloud import Options, assemble
+from cloud_stub.cli.cloud import Options, Ports, assemble
 from tests.cloud_stub.adapters.store.rows import device
 from tests.cloud_stub.cli.conftest import Run
 
@@ -23,6 +23,8 @@ from tests.cloud_stub.cli.conftest import Run
         (("--url", "http://updates.example.com/#top"), 1, "write it as http://host:port"),
         (("--port", "70000"), 2, "0<=x<=65535"),
         (("--broker-port", "-1"), 2, "0<=x<=65535"),
+        (("--heartbeat", "1e308"), 2, "1<=x<=86400"),
+        (("--heartbeat", "nan"), 2, "no number of seconds"),
     ],
 )
 def test_what_no_device_could_reach_is_refused(
@@ -33,6 +35,19 @@ def test_what_no_device_could_reach_is_refused(
     assert (ran.code, ran.out) == (code, "")
     assert said in ran.err
     assert not (tmp_path / "data").exists()
+
+
+def test_another_brokers_port_is_none_to_take_later(tmp_path: Path) -> None:
+    """Only a port that this cloud has chosen is the one of the last run."""
+    kept = Ports.load(tmp_path)
+    for engine, port, told in (("embedded", 40_000, 40_000), ("external", 8_080, 40_000)):
+        kept = kept.after(8_000, port, own=engine != "external")
+        kept.save(tmp_path)
+        assert Ports.load(tmp_path) == Ports(8_000, told)
+    fresh = tmp_path / "fresh"
+    fresh.mkdir()
+    Ports.load(fresh).after(8_000, 1_883, own=False).save(fresh)
+    assert Ports.load(fresh) == Ports(8_000, None)
 
 
 def test_a_broker_knows_the_devices_from_its_first_moment(tmp_path: Path) -> None:

@@ -223,12 +223,48 @@ def test_watch_gives_up_when_told_to(ask: Run, ids: list[str], service: DirectSe
 def test_resume_lists_and_goes_on(ask: Run, ids: list[str], service: DirectService) -> None:
     """R2: after a restore, what would be ordered is listed first; without a restore there is nothing to resume."""
     samples.deployed(service, "north", back=None)
-    assert ask("deploy", "resume", "--yes").code == 1
+    nothing = ask("deploy", "resume", "--yes")
+    assert (nothing.code, nothing.out) == (1, "")
+    assert "there is nothing to resume" in nothing.err
     with service.rows() as unit:
         unit.put_note("restored", "1")
+    alone = ask("deploy", "resume")
+    assert (alone.code, alone.out) == (2, "")
+    assert "nobody to ask" in alone.err
     resumed = ask("deploy", "resume", "--yes")
     assert samples.TWO in resumed.out
     assert "New orders for 20 devices." in resumed.out
+
+
+def test_a_plan_counts_whom_it_would_be_refused_by(ask: Run, ids: list[str], service: DirectService) -> None:
+    """Devices that run a newer version are no devices that would be updated; what starts later says when."""
+    samples.imported(service, "0.9")
+    planned = ask("deploy", "plan", "north", "acme/pump:0.9")
+    assert "would be updated  0\n" in planned.out
+    assert "would refuse it   20\n" in planned.out
+    assert "20 devices run a newer version already" in planned.out
+    wanted = ask("deploy", "plan", "north", "acme/pump:0.9", "--allow-downgrade", "--at", "2099-01-01T00:00Z")
+    assert "would be updated  20\n" in wanted.out
+    assert "refuse" not in wanted.out
+    assert "starts            2099-01-01 00:00:00 UTC\n" in wanted.out
+    made = ask("deploy", "create", "north", samples.TWO, "--at", "2099-01-01T00:00Z", "--yes")
+    assert made.code == 0
+    assert "scheduled (starts 2099-01-01 00:00:00 UTC)" in ask("deploy", "list").out
+
+
+def test_what_is_no_deployment_is_said(ask: Run) -> None:
+    """Before anything is asked, and with where to look."""
+    for wrong in ("", "../../x", "4", "d0"):
+        for command in ("show", "watch", "cancel", "retry"):
+            ran = ask("deploy", command, wrong)
+            assert (ran.code, ran.out) == (1, "")
+            assert "is no deployment, such as d1; see `lastgood deploy list`" in ran.err
+
+
+def test_a_retry_of_nothing_says_so(ask: Run, ids: list[str], service: DirectService) -> None:
+    """Nobody has failed."""
+    made = samples.deployed(service, "north", back=None)
+    assert ask("deploy", "retry", made.id).out == "No device has failed; there is nothing to retry.\n"
 
 
 def test_no_cloud_is_said_with_what_to_do(run: Run, tmp_path: Path) -> None:

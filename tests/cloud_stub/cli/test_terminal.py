@@ -58,7 +58,7 @@ def terminal(*arguments: str | Path) -> Iterator[Terminal]:
         os.close(ours)
 
 
-@pytest.mark.parametrize(("answer", "code", "made"), [("y\n", 0, 1), ("n\n", 130, 0)])
+@pytest.mark.parametrize(("answer", "code", "made"), [("y\n", 0, 1), ("n\n", 1, 0)])
 def test_create_asks_once(service: DirectService, data: Path, answer: str, code: int, made: int) -> None:
     """The plan comes first; yes creates what was shown, no creates nothing."""
     one = samples.imported(service, "1.0")
