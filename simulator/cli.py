@@ -27,10 +27,11 @@ from simulator.core.invariants import InvariantBroken
 from simulator.core.model import model_of, settings_of
 from simulator.core.play import Ending, Play
 from simulator.core.scenario import Scenario, read_scenario
-from simulator.live.cloud import CloudApi, OwnCloud, client_file, end_like_ctrl_c
+from simulator.live.cloud import CloudApi, OwnCloud, client_file
 from simulator.live.fleet import FleetOptions, LiveFleet
 from simulator.live.show import Display, table
 from simulator.live.stage import LiveStage
+from simulator.signals import end_like_ctrl_c
 from simulator.virtual.world import VirtualWorld
 
 LOOK_S: Final = 0.2  # between two looks at the fleet, at least: far below what a person sees

@@ -191,9 +191,8 @@ class _Session:
             self._why = f"sent what is no MQTT ({type(error).__name__})"
         finally:
             watchdog.cancel()
-            self._with_socket(
-                socket.socket.close
-            )  # paho leaves one that it could not wait for to the garbage collector
+            # paho leaves one that it could not wait for to the garbage collector
+            self._with_socket(socket.socket.close)
         self.wants_other_version = self.wants_other_version or not self._answered
         return self._why
 
@@ -238,9 +237,8 @@ class _Session:
         if not self.is_granted:
             self._why = "did not answer in time"
             self._client.disconnect()
-            self._with_socket(
-                lambda sock: sock.shutdown(socket.SHUT_RDWR)
-            )  # wakes who waits on it; that one closes
+            # wakes the thread that waits on it, which then closes it
+            self._with_socket(lambda sock: sock.shutdown(socket.SHUT_RDWR))
 
     def _with_socket(self, end: Callable[[socket.socket], None]) -> None:
         sock = self._client.socket()

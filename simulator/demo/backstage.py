@@ -22,7 +22,8 @@ import click
 
 from protocol.errors import LastgoodError, ServiceError
 from simulator.demo.typist import type_command
-from simulator.live.cloud import CloudApi, OwnCloud, uninterrupted, without_addresses
+from simulator.live.cloud import CloudApi, OwnCloud, without_addresses
+from simulator.signals import uninterrupted
 
 POLL_FIRST_S: Final = 0.1  # to the second look at a fact; every pause is longer than the one before it
 POLL_LAST_S: Final = 1.0  # a look costs the cloud as much as the work that is waited for

@@ -16,7 +16,7 @@ from simulator.demo.backstage import Backstage
 from simulator.demo.cast import cast
 from simulator.demo.story import Story
 from simulator.demo.typist import import_ahead
-from simulator.live.cloud import end_like_ctrl_c
+from simulator.signals import end_like_ctrl_c
 
 SEED_DEFAULT: Final = 7
 

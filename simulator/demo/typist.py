@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from simulator.live.cloud import uninterrupted
+from simulator.signals import uninterrupted
 
 _CONTEXT: Final = multiprocessing.get_context("forkserver")
 _IMPORTED: Final = (

@@ -9,9 +9,8 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +19,7 @@ import httpx
 from cloud_stub.cli.client import Address, http_client
 from protocol.errors import OperatorError, ServiceError
 from simulator.core.payload import MadeUpdate
+from simulator.signals import uninterrupted
 
 REQUEST_S: Final = 60.0  # for one answer of the API: registering ten thousand devices takes a while
 START_S: Final = 300.0  # for a cloud of its own to answer: broker, migrations, imports on a busy machine
@@ -27,7 +27,6 @@ BROKER_S: Final = 30.0  # since its start, for the broker that it was given; its
 STOP_S: Final = 60.0
 DEVICES_AT_ONCE: Final = 5_000  # in one request that adds devices
 PAGE: Final = 1_000  # devices in one answer
-ENDING_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def without_addresses(environment: Mapping[str, str]) -> dict[str, str]:
@@ -149,34 +148,6 @@ def client_file(data: Path) -> tuple[str, str]:
             f"{data / 'client.json'} cannot be read: start a cloud with `lastgood cloud up --data {data}`, "
             "give --url and --token, or use --own-cloud."
         ) from error
-
-
-def end_like_ctrl_c() -> None:
-    """Let SIGTERM, and a terminal that goes away, end this process as Ctrl-C does: with everything that it started."""
-    for number in _heard() - {signal.SIGINT}:
-        signal.signal(number, signal.default_int_handler)
-
-
-def _heard() -> set[signal.Signals]:
-    """Return the signals that end this process; `nohup`, and a shell's `&`, ask to ignore one."""
-    return {number for number in ENDING_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN}
-
-
-@contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Let Ctrl-C and its likes wait until the block has ended: a process that is started must also be noted."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Python tells signals to its main thread alone
-        return
-    came: list[int] = []
-    before = {number: signal.signal(number, lambda each, _: came.append(each)) for number in _heard()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for first in came[:1]:
-            signal.raise_signal(first)
 
 
 class OwnCloud:

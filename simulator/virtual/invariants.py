@@ -5,7 +5,6 @@ It changes nothing, and raises at the first breach: the run stops where the rule
 
 from typing import Any
 
-from agent.core.model import SlotTable
 from cloud_stub.orchestrator import Publish
 from cloud_stub.ports import Store
 from protocol.lifecycle import DeploymentState
@@ -15,7 +14,7 @@ from simulator.core.invariants import InvariantBroken
 
 
 class Invariants:
-    """Watches devices, messages and the cloud's rows."""
+    """Watches messages and the cloud's rows; each device holds its own slots to theirs."""
 
     def __init__(self) -> None:
         self.checks = 0
@@ -23,10 +22,6 @@ class Invariants:
         self._ordered: dict[str, int] = {}
         self._verdicts: dict[tuple[str, str, int, int], tuple[str, str | None]] = {}
         self._tallies: dict[str, Any] = {}
-
-    def slots_changed(self, _: SlotTable) -> None:
-        """Count that a device has held its new slot table to the slots' invariants, and to what it was."""
-        self.checks += 1
 
     def message_passed(self, way: str, device: str, kind: Kind, payload: bytes) -> None:
         """Hold a message to what its device said before: epochs never fall, a verdict is decided once (R1, R7)."""

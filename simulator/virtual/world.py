@@ -125,7 +125,7 @@ class VirtualWorld:
             self.network.lost,
             self.power_losses,
             self.cloud.starts,
-            self.invariants.checks,
+            self.invariants.checks + sum(device.slot_checks for device in self.devices.values()),
             self.clock.now_ms(),
             self.clock.steps,
         )
@@ -266,7 +266,6 @@ class VirtualWorld:
 
         link = self.network.link(member.id)
         device = VirtualDevice(member, make_core, chance, self.clock, link, self._repository, self._model)
-        device.watch_slots = self.invariants.slots_changed
         link.on_up = device.connected
         link.on_down = device.disconnected
         link.on_message = device.delivered

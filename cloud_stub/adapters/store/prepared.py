@@ -35,7 +35,9 @@ class Query:
 
     def __init__(self, statement: Select[Any] | Update) -> None:
         self._statement: Final = statement
-        self._compiled: Final[dict[str, Compiled]] = {}  # by dialect
+        self._compiled: Final[
+            dict[tuple[str, str], Compiled]
+        ] = {}  # by dialect, and how its driver takes values
 
     def rows(self, connection: Connection, values: Mapping[str, object]) -> Sequence[tuple[Any, ...]]:
         """Ask it.
@@ -65,9 +67,10 @@ class Query:
             yield cursor
 
     def _in(self, dialect: Dialect) -> Compiled:
-        found = self._compiled.get(dialect.name)
+        key = (dialect.name, dialect.paramstyle)
+        found = self._compiled.get(key)
         if found is None:
-            found = self._compiled[dialect.name] = compiled(self._statement, dialect)
+            found = self._compiled[key] = compiled(self._statement, dialect)
         return found
 
 

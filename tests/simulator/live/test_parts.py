@@ -10,10 +10,10 @@ from rich.console import Console
 
 from protocol.errors import OperatorError
 from simulator.core.facts import DeviceSight
-from simulator.live.cloud import ENDING_SIGNALS, uninterrupted
 from simulator.live.connection import SOURCES, address_of, source_for
 from simulator.live.show import Display, lines_of, summary
 from simulator.live.wheel import Wheel
+from simulator.signals import ENDING_SIGNALS, uninterrupted
 
 SIGHTS = {
     "k-1": DeviceSight("kitchen", "acme/app:1.0", True, True),

@@ -174,6 +174,18 @@ def test_mosquitto_that_does_not_come_up_falls_back(tmp_path: Path, body: str, r
             start_broker("mosquitto", tmp_path / "b", accounts={}, say=print, mosquitto=broken)
 
 
+def test_mosquitto_that_does_not_tell_its_version_falls_back(tmp_path: Path) -> None:
+    """It is asked for that before it is started, and given no more time."""
+    said: list[str] = []
+    mute = tmp_path / "mosquitto"
+    mute.write_text("#!/bin/sh\nexec sleep 60\n")
+    mute.chmod(0o755)
+    broker = start_broker("auto", tmp_path / "b", accounts={}, say=said.append, mosquitto=str(mute))
+    broker.stop()
+    assert broker.engine.startswith("amqtt ")
+    assert "did not tell its version within 3 s" in said[0]
+
+
 @pytest.mark.parametrize("binary", ["/nonexistent/mosquitto", "/bin/true", "/etc/passwd"])
 def test_no_usable_mosquitto_names_the_install_line(tmp_path: Path, binary: str) -> None:
     """Asked for by name and missing: an error that says how to get it."""
