@@ -137,6 +137,12 @@ class Unit(Reader, Protocol):
     def next_deployment_id(self) -> str:
         """Return an id that no deployment has had."""
 
+    def class_members(self, group: str) -> Sequence[GroupCount]:
+        """Return the device classes within a group as `classes` does, but for the highest floors.
+
+        One may be that of a member who has left: to count them anew after each that leaves is not for a hot path.
+        """
+
     def raise_epochs(self, group: str, now_ms: int) -> int:
         """Give every device of a group a higher epoch whose content is still to be decided; return how many (R2).
 

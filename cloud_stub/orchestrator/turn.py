@@ -90,14 +90,14 @@ class Turn:
         return policies.protected_members(deployment.updates, catalog, classes, deployment.tally)
 
     def classes(self, group: str) -> Sequence[GroupCount]:
-        """Return the device classes within a group, read once until a member changes."""
+        """Return the device classes within a group and their counts, read once until a member changes its place."""
         if group not in self._classes:
-            self._classes[group] = self.unit.classes(group)
+            self._classes[group] = self.unit.class_members(group)
         return self._classes[group]
 
     def put_device(self, old: DeviceRow | None, new: DeviceRow) -> None:
         """Put a device, and forget the class counts that it changes."""
-        if old is None or (old.group, old.class_key, old.floor) != (new.group, new.class_key, new.floor):
+        if old is None or (old.group, old.class_key) != (new.group, new.class_key):
             self._classes.pop(new.group, None)
             if old is not None:
                 self._classes.pop(old.group, None)

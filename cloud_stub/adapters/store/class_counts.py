@@ -1,7 +1,7 @@
 """The device classes of groups, counted once in a transaction and then changed with each device that is put.
 
-It runs no SQL and judges nothing. It keeps the rule that a count which cannot be kept exactly is dropped and counted
-again: judging a policy after every report (R14) must not go through the whole group each time.
+It runs no SQL and judges nothing. Judging a policy after each report (R14) must not go through the whole group each
+time, and asks for no floor: a highest floor that cannot be kept exactly is counted again when somebody asks for it.
 """
 
 from collections.abc import Sequence
@@ -15,15 +15,22 @@ class ClassCounts:
 
     def __init__(self) -> None:
         self._groups: dict[str, dict[str, GroupCount]] = {}
+        self._floors_unsure: set[str] = set()  # groups that a holder of a highest floor has left
 
-    def of(self, group: str) -> Sequence[GroupCount] | None:
-        """Return a group's classes in the order of their keys, or None when they have to be counted."""
+    def of(self, group: str, *, floors: bool = True) -> Sequence[GroupCount] | None:
+        """Return a group's classes in the order of their keys, or None when they have to be counted.
+
+        Without `floors` a highest floor may be that of a member who has left.
+        """
         counts = self._groups.get(group)
-        return None if counts is None else [counts[key] for key in sorted(counts)]
+        if counts is None or (floors and group in self._floors_unsure):
+            return None
+        return [counts[key] for key in sorted(counts)]
 
     def learn(self, group: str, counted: Sequence[GroupCount]) -> Sequence[GroupCount]:
         """Take note of what the database counted."""
         self._groups[group] = {count.class_key: count for count in counted}
+        self._floors_unsure.discard(group)
         return counted
 
     def change(self, old: DeviceRow | None, new: DeviceRow) -> None:
@@ -44,6 +51,7 @@ class ClassCounts:
     def clear(self) -> None:
         """Count everything again when it is next asked for."""
         self._groups.clear()
+        self._floors_unsure.clear()
 
     def _rise(self, row: DeviceRow) -> None:
         counts = self._groups.get(row.group)
@@ -57,10 +65,10 @@ class ClassCounts:
         count = counts[row.class_key]
         if count.members == 1:
             del counts[row.class_key]
-        elif row.floor > 0 and row.floor == count.floor_max:
-            del self._groups[row.group]  # another member may hold the highest floor, or none
-        else:
-            counts[row.class_key] = replace(count, members=count.members - 1)
+            return
+        counts[row.class_key] = replace(count, members=count.members - 1)
+        if row.floor > 0 and row.floor == count.floor_max:
+            self._floors_unsure.add(row.group)  # another member may hold it, or none
 
     def _join(self, row: DeviceRow) -> None:
         counts = self._groups.get(row.group)

@@ -369,12 +369,17 @@ class SqlUnit(SqlReader):
 
     def classes(self, group: str) -> Sequence[GroupCount]:
         """Return the device classes within a group, counted once and kept up with what is put."""
-        classes = self._staging.classes
-        counted = classes.of(group)
-        if counted is None:
-            self._staging.write_devices()
-            counted = classes.learn(group, super().classes(group))
-        return counted
+        counted = self._staging.classes.of(group)
+        return self._counted(group) if counted is None else counted
+
+    def class_members(self, group: str) -> Sequence[GroupCount]:
+        """Return the device classes within a group; a highest floor may be that of a member who has left."""
+        counted = self._staging.classes.of(group, floors=False)
+        return self._counted(group) if counted is None else counted
+
+    def _counted(self, group: str) -> Sequence[GroupCount]:
+        self._staging.write_devices()
+        return self._staging.classes.learn(group, super().classes(group))
 
     def runs(self, group: str) -> Mapping[tuple[str, str], int]:
         """Return how many members run each (update, sha256); ("", "") is nothing."""

@@ -27,6 +27,7 @@ _OTHER = st.sampled_from(
     [
         ("list",),
         ("classes",),
+        ("members",),
         ("raise", "red"),
         ("raise", "blue"),
         ("audit",),
@@ -159,6 +160,11 @@ def _query(unit: SqlUnit, world: World, what: str) -> None:
         assert [row.device for row in rows] == failed
     elif what == "active":
         assert [unit.active(group) for group in _GROUPS] == [_active(world, group) for group in _GROUPS]
+    elif what == "members":
+        for group in _GROUPS:
+            floors = [row.floor for row in world.devices.values() if row.group == group]
+            held = [(count.members, count.floor_max >= max(floors)) for count in unit.class_members(group)]
+            assert held == ([(len(floors), True)] if floors else [])
     else:
         for group in _GROUPS:
             floors = [row.floor for row in world.devices.values() if row.group == group]
