@@ -28,7 +28,8 @@ KEEPALIVE_S: Final = 30
 QUEUE_MAX: Final = 100_000  # messages that wait for the terminal; about 100 MB of states at worst in practice
 RECONNECT_S_MAX: Final = 15
 
-_VERSIONS: Final = ((MQTTProtocolVersion.MQTTv5, "MQTT 5"), (MQTTProtocolVersion.MQTTv311, "MQTT 3.1.1"))
+# 3.1.1 first: a broker then drops the properties that devices write, and none of them ends the connection (ADR 0013).
+_VERSIONS: Final = ((MQTTProtocolVersion.MQTTv311, "MQTT 3.1.1"), (MQTTProtocolVersion.MQTTv5, "MQTT 5"))
 
 
 class BrokerSource:
@@ -41,7 +42,7 @@ class BrokerSource:
         self._session: _Session | None = None
 
     def open(self) -> str:
-        """Connect with MQTT 5, or with 3.1.1 where the broker does not speak 5, and subscribe.
+        """Connect with MQTT 3.1.1, or with 5 where the broker speaks that alone, and subscribe.
 
         Raises:
             ServiceError: no broker answers there, or it refuses the login or the subscription.
@@ -53,7 +54,7 @@ class BrokerSource:
                 self._session = session
                 return f"{self._address} · {name} · {self._address.prefix} · as {session.client_id}"
             session.close()
-            if version is MQTTProtocolVersion.MQTTv311 or not answer.other_version_may_help:
+            if version is MQTTProtocolVersion.MQTTv5 or not answer.other_version_may_help:
                 raise ServiceError(answer.sentence)
         raise AssertionError("the last version either answers or is refused")
 
@@ -210,7 +211,7 @@ class _Session:
     ) -> None:
         if self._listening:
             self._put(Notice(f"The connection is lost ({str(code).lower()}); trying again."))
-        else:  # brokers that know 3.1.1 alone often close without a word
+        else:  # brokers that know one version alone often close without a word
             sentence = (
                 f"{self._address} closed the connection during the handshake: it may be no MQTT broker."
             )

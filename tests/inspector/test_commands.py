@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -82,9 +83,9 @@ LASTGOOD: Final = [sys.executable, "-m", "lastgood", "mqtt"]
 
 
 def test_tail_shows_a_conversation_and_ends_with_ctrl_c(mosquitto: int, tmp_path: Path) -> None:
-    """Live over MQTT 5, one line a message; Ctrl-C ends it with 0 and the numbers."""
+    """Live, one line a message; Ctrl-C ends it with 0 and the numbers."""
     tail = Running(tmp_path, "tail", "--broker", url(mosquitto))
-    assert "MQTT 5 ·" in tail.err.read_text()
+    assert "MQTT 3.1.1 ·" in tail.err.read_text()
     publish(mosquitto, extra=(b"\x1b[2J",))
     until(lambda: len(tail.lines()) == 8, "eight lines")
     tail.process.send_signal(signal.SIGINT)
@@ -95,8 +96,39 @@ def test_tail_shows_a_conversation_and_ends_with_ctrl_c(mosquitto: int, tmp_path
     assert "\x1b" not in tail.out.read_text()
 
 
-def test_a_broker_that_speaks_3_1_1_alone_is_read_too(amqtt: int, tmp_path: Path) -> None:
-    """The second try is with 3.1.1, and says so."""
+def test_a_broker_that_speaks_5_alone_is_read_too(tmp_path: Path) -> None:
+    """The second try is with MQTT 5, and says so."""
+    levels: list[int] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            while levels[-1:] != [5]:
+                peer, _ = server.accept()
+                with peer:
+                    first = peer.recv(4_096)
+                    levels.append(first[4 + int.from_bytes(first[2:4])])
+                    if levels[-1] != 5:
+                        peer.sendall(b"\x20\x02\x00\x01")  # unacceptable protocol version
+                        continue
+                    peer.sendall(b"\x20\x03\x00\x00\x00")
+                    asked = peer.recv(4_096)
+                    count = asked.count(b"lg/v1")
+                    peer.sendall(bytes((0x90, 3 + count)) + asked[2:4] + b"\x00" + b"\x01" * count)
+                    while peer.recv(4_096):
+                        pass
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        tail = Running(tmp_path, "tail", "--broker", url(server.getsockname()[1]))
+        assert "MQTT 5 ·" in tail.err.read_text()
+        tail.process.send_signal(signal.SIGINT)
+        assert "0 messages" in tail.end()
+        thread.join(WAIT_S)
+    assert levels == [4, 3, 5], "paho itself falls back to 3.1 in between"
+
+
+def test_the_embedded_broker_is_read_too(amqtt: int, tmp_path: Path) -> None:
+    """It speaks 3.1.1 alone."""
     tail = Running(tmp_path, "tail", "--broker", url(amqtt), "--count", "7")
     assert "MQTT 3.1.1" in tail.err.read_text()
     publish(amqtt)
