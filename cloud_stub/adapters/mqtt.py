@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
@@ -97,7 +97,9 @@ class Link:
             self._away_told = True
             return False
         try:
-            client.loop_forever()
+            # not `loop_forever`, which nobody can wake: what is published would wait for up to a second
+            while client.loop(timeout=1.0) == MQTTErrorCode.MQTT_ERR_SUCCESS:
+                pass
         except Exception:  # the thread's outermost loop: whatever a broker sends, the cloud connects anew
             log.exception("the connection to the broker broke")
         was_up, self._is_up = self._is_up, False
