@@ -31,9 +31,8 @@ from protocol.messages import (
 from protocol.outcomes import Reason
 from protocol.strict_json import dump
 
-SEQUENCE_HEARD_MAX = (
-    EPOCH_MAX // 2
-)  # of an acknowledgement: room for every report that a device will ever make
+# Of an acknowledgement: it leaves room for every report that a device will ever make.
+SEQUENCE_HEARD_MAX = EPOCH_MAX // 2
 LINE_CHARACTERS_MAX = 256  # of a `Line` on the wire
 _NOT_IN_THE_DIGEST = {"instance", "sequence", "digest"}
 _NO_DIGEST = "0" * 64

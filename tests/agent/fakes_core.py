@@ -261,6 +261,19 @@ class Rig:
         return decode(self.disk)
 
 
+def come_to(state: WorkflowState, order: Assignment, manifest: bytes) -> Rig:
+    """Return a device that has come to a state with its first order; on its way back, because a check failed."""
+    rig = Rig().start().connect()
+    rig.answer_hello()
+    rig.first_order(order, manifest)
+    if state is WorkflowState.REVERTING:
+        rig.work(until=WorkflowState.CONFIRMING)
+        rig.finish(rig.next(Watch), E.HEALTH_FAILED, reason="health_failed")
+    rig.work(until=state)
+    assert rig.state is state
+    return rig
+
+
 def _prepare(rig: Rig, effect: Prepare) -> Event:
     assert effect.order.target is not None
     return Finished(effect.tag, E.PREPARED, manifest=rig.manifests[effect.order.target.sha256])

@@ -35,9 +35,8 @@ class Query:
 
     def __init__(self, statement: Select[Any] | Update) -> None:
         self._statement: Final = statement
-        self._compiled: Final[
-            dict[tuple[str, str], Compiled]
-        ] = {}  # by dialect, and how its driver takes values
+        # by dialect, and how its driver takes values
+        self._compiled: Final[dict[tuple[str, str], Compiled]] = {}
 
     def rows(self, connection: Connection, values: Mapping[str, object]) -> Sequence[tuple[Any, ...]]:
         """Ask it.

@@ -2,12 +2,12 @@
 
 import pytest
 
-from agent.core.model import Activate, Download, Finished, Holds, Revert, Start, StopWork, Watch
+from agent.core.model import Activate, Download, Finished, Holds, Revert, Start, StopWork
 from protocol.lifecycle import WorkflowEvent as E
 from protocol.lifecycle import WorkflowState as S
 from protocol.outcomes import Abandoned, Reason, Result
 from tests.agent.builders import a_manifest, an_order, sha_of
-from tests.agent.fakes_core import Rig
+from tests.agent.fakes_core import Rig, come_to
 
 NEW = a_manifest("2.0", release_counter=5)
 THIRD = a_manifest("3.0", release_counter=6)
@@ -16,15 +16,7 @@ STARTS = 3  # of a trial
 
 def rig_at(state: S) -> Rig:
     """Return a device that has come to a state with its first order."""
-    rig = Rig().start().connect()
-    rig.answer_hello()
-    rig.first_order(an_order(10, NEW), NEW)
-    if state is S.REVERTING:
-        rig.work(until=S.CONFIRMING)
-        rig.finish(rig.next(Watch), E.HEALTH_FAILED, reason="health_failed")
-    rig.work(until=state)
-    assert rig.state is state
-    return rig
+    return come_to(state, an_order(10, NEW), NEW)
 
 
 def told(rig: Rig) -> list[tuple[str, int, Result, object]]:

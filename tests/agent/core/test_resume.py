@@ -7,11 +7,10 @@ import pytest
 from agent.core import slots as rules
 from agent.core.model import Commit, Holds, Invalidate, Prepare, Rehash, Revert, Save, SlotTable, Start, Watch
 from agent.core.resume import RESUME, Evidence, Resume, evidence_of
-from protocol.lifecycle import WorkflowEvent as E
 from protocol.lifecycle import WorkflowState as S
 from protocol.outcomes import Party, Reason, Result, fault_of
 from tests.agent.builders import a_manifest, a_slot, an_order, sha_of, slots_in_trial, slots_running
-from tests.agent.fakes_core import Rig
+from tests.agent.fakes_core import Rig, come_to
 
 OLD, NEW = a_manifest("1.0"), a_manifest("2.0")
 MOMENTS = [S.DOWNLOADING, S.INSTALLING, S.READY, S.SWITCHING, S.RESTARTING, S.CONFIRMING, S.REVERTING]
@@ -19,16 +18,7 @@ MOMENTS = [S.DOWNLOADING, S.INSTALLING, S.READY, S.SWITCHING, S.RESTARTING, S.CO
 
 def rig_at(state: S) -> Rig:
     """Return a device that works on its first order and has come to a state."""
-    rig = Rig().start().connect()
-    rig.answer_hello()
-    rig.first_order(an_order(10, NEW), NEW)
-    if state is S.REVERTING:
-        rig.work(until=S.CONFIRMING)
-        rig.finish(rig.next(Watch), E.HEALTH_FAILED)
-    else:
-        rig.work(until=state)
-    assert rig.state is state
-    return rig
+    return come_to(state, an_order(10, NEW), NEW)
 
 
 def test_the_resume_table_is_total() -> None:
